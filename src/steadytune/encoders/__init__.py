@@ -1,0 +1,24 @@
+"""Encoders: families, sites in a forward pass, and passes."""
+
+from steadytune.encoders.families import FAMILIES, SITES, Anatomy, SiteUnavailable, UnknownFamily, describe
+from steadytune.encoders.passes import PassOutput, PassRunner, VectorSource, ambient_autocast
+from steadytune.encoders.randomness import RandomState, borrowed_stream
+from steadytune.encoders.sites import Edits, Recording, Sites
+
+__all__ = [
+    "FAMILIES",
+    "SITES",
+    "Anatomy",
+    "Edits",
+    "PassOutput",
+    "PassRunner",
+    "RandomState",
+    "Recording",
+    "SiteUnavailable",
+    "Sites",
+    "UnknownFamily",
+    "VectorSource",
+    "ambient_autocast",
+    "borrowed_stream",
+    "describe",
+]

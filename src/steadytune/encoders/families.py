@@ -1,0 +1,278 @@
+"""The encoder families and how each names its parts. The only file that knows Hugging Face attribute names."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+
+Site = str
+"""One of "embedding", "hidden", "inside", "attention", "pooled", "logits"."""
+
+SITES: tuple[Site, ...] = ("embedding", "hidden", "inside", "attention", "pooled", "logits")
+
+
+class SiteUnavailable(ValueError):
+    """A method asks for a place in the network that this model does not offer."""
+
+
+class UnknownFamily(ValueError):
+    """The model belongs to no supported encoder family."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """How one `config.model_type` is laid out.
+
+    Attributes:
+        name: `config.model_type`.
+        layers: path from the base model to the list of layers.
+        attention: path from a layer to its attention block; keyword arguments of the layer reach it only if
+            `passes_keywords`.
+        attention_end: path from a layer to the module whose output enters the feed-forward block ("inside").
+        passes_keywords: a keyword given to a layer reaches its attention function.
+        batch_first: hidden states are (batch, tokens, dim), not (tokens, batch, dim).
+        sentence_token: position of the token that the classification head reads.
+        layer_count: number of layer calls in one forward pass, if it is not the length of the list.
+        mixes_after_first: something outside the layers reads the embedding output after layer 0.
+        dropout: names of the configuration values for each kind: "hidden", "attention", "head"; a kind without a name,
+            or whose value is unset, follows "hidden".
+    """
+
+    name: str
+    layers: str
+    attention: str = "attention"
+    attention_end: str = "attention"
+    passes_keywords: bool = True
+    batch_first: bool = True
+    sentence_token: Callable[[Any], int] = lambda config: 0
+    layer_count: Callable[[Any], int | None] = lambda config: None
+    mixes_after_first: Callable[[Any], bool] = lambda config: False
+    dropout: dict[str, tuple[str, ...]] = field(
+        default_factory=lambda: {
+            "hidden": ("hidden_dropout_prob",),
+            "attention": ("attention_probs_dropout_prob",),
+            "head": ("classifier_dropout",),
+        }
+    )
+
+
+def _bert_like(name: str) -> Family:
+    return Family(name=name, layers="encoder.layer")
+
+
+FAMILIES: dict[str, Family] = {
+    family.name: family
+    for family in (
+        _bert_like("bert"),
+        _bert_like("roberta"),
+        _bert_like("xlm-roberta"),
+        _bert_like("electra"),
+        Family(
+            name="distilbert",
+            layers="transformer.layer",
+            attention_end="sa_layer_norm",
+            dropout={
+                "hidden": ("dropout",),
+                "attention": ("attention_dropout",),
+                "head": ("seq_classif_dropout",),
+            },
+        ),
+        Family(
+            name="albert",  # few layer groups, called many times
+            layers="encoder.albert_layer_groups",
+            attention="albert_layers.0.attention",
+            attention_end="albert_layers.0.attention",
+            layer_count=lambda config: config.num_hidden_layers,
+            dropout={
+                "hidden": ("hidden_dropout_prob",),
+                "attention": ("attention_probs_dropout_prob",),
+                "head": ("classifier_dropout_prob",),
+            },
+        ),
+        Family(
+            name="deberta-v2",  # v3 checkpoints carry the same model type
+            layers="encoder.layer",
+            passes_keywords=False,
+            mixes_after_first=lambda config: getattr(config, "conv_kernel_size", 0) > 0,
+            dropout={
+                "hidden": ("hidden_dropout_prob",),
+                "attention": ("attention_probs_dropout_prob",),
+                "head": ("pooler_dropout", "cls_dropout"),
+            },
+        ),
+        Family(
+            name="modernbert",
+            layers="layers",
+            attention="attn",
+            attention_end="attn",
+            dropout={
+                "hidden": ("embedding_dropout", "mlp_dropout"),
+                "attention": ("attention_dropout",),
+                "head": ("classifier_dropout",),
+            },
+        ),
+        Family(
+            name="mpnet",
+            layers="encoder.layer",
+            passes_keywords=False,
+            dropout={"hidden": ("hidden_dropout_prob",), "attention": ("attention_probs_dropout_prob",), "head": ()},
+        ),
+        Family(
+            name="xlnet",
+            layers="layer",
+            attention="rel_attn",
+            attention_end="rel_attn",
+            passes_keywords=False,
+            batch_first=False,
+            sentence_token=lambda config: 0 if config.summary_type == "first" else -1,
+            dropout={"hidden": ("dropout",), "attention": (), "head": ("summary_last_dropout",)},
+        ),
+    )
+}
+
+
+def family_of(config: Any) -> Family:
+    """The family of a model configuration.
+
+    Args:
+        config: a Hugging Face configuration.
+    Raises:
+        UnknownFamily: `config.model_type` is not supported.
+    """
+    name = getattr(config, "model_type", None)
+    if name not in FAMILIES:
+        raise UnknownFamily(f"encoder family {name!r} is not supported; supported are {', '.join(FAMILIES)}.")
+    return FAMILIES[name]
+
+
+def dropout_settings(config: Any, *, hidden: float | None = None, attention: float | None = None) -> dict[str, float]:
+    """Configuration values that set the dropout of a model when it is loaded.
+
+    Args:
+        config: the model's configuration.
+        hidden: probability for embeddings, sub-blocks and the classification head; None leaves them alone.
+        attention: probability for attention weights; None leaves it alone.
+    Returns:
+        Keyword arguments for `from_pretrained`.
+
+    Source: the released HyPe code switches `hidden_dropout_prob` off, which covers the head.
+    """
+    names = family_of(config).dropout
+    wanted = {name: hidden for kind in ("hidden", "head") for name in names[kind] if hidden is not None}
+    if attention is not None:
+        wanted |= dict.fromkeys(names["attention"], attention)
+    return {name: rate for name, rate in wanted.items() if hasattr(config, name)}  # others fail in from_pretrained
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """The parts of one model that sites are built on.
+
+    Attributes:
+        family: its family.
+        base: the encoder without its task head.
+        embedding: the word-embedding lookup.
+        layers: the distinct layer modules.
+        depth: number of layer calls in one forward pass.
+        label_linear: the linear map to the labels, or None if there is none.
+        attention_seam: why attention scores cannot be edited, or "" if they can.
+        inside_seam: why states inside a layer cannot be edited, or "" if they can.
+        first_resume: lowest layer at which a pass may be resumed.
+        sentence_token: position of the token that the head reads.
+        dropout: probability by kind ("hidden", "attention", "head"), the largest where a kind has several.
+    """
+
+    family: Family
+    base: nn.Module
+    embedding: nn.Module
+    layers: tuple[nn.Module, ...]
+    depth: int
+    label_linear: nn.Linear | None
+    attention_seam: str
+    inside_seam: str
+    first_resume: int
+    sentence_token: int
+    dropout: dict[str, float]
+
+    def attention_blocks(self) -> Iterator[tuple[nn.Module, nn.Module]]:
+        """Each layer's attention block and the module whose output enters its feed-forward block."""
+        for layer in self.layers:
+            yield layer.get_submodule(self.family.attention), layer.get_submodule(self.family.attention_end)
+
+    def require(self, site: Site, method: str) -> None:
+        """Refuse, with method, site and family in one sentence, if the site is not available.
+
+        Args:
+            site: one of `SITES`.
+            method: who asks, for the message.
+        Raises:
+            SiteUnavailable: the model does not offer the site.
+        """
+        reason = {
+            "attention": self.attention_seam,
+            "inside": self.inside_seam,
+            "pooled": "" if self.label_linear is not None else "the model has no linear map to labels",
+        }.get(site, "" if site in SITES else f"there is no such site; sites are {', '.join(SITES)}")
+        if reason:
+            raise SiteUnavailable(f"{method} needs the site {site!r}, which {self.family.name} lacks: {reason}.")
+
+
+def describe(model: nn.Module) -> Anatomy:
+    """Find the parts of a model.
+
+    Args:
+        model: a Hugging Face model with a task head, or a PEFT model around one.
+    Raises:
+        UnknownFamily: its family is not supported.
+    """
+    outer: Any = model
+    inner = outer.get_base_model() if hasattr(outer, "get_base_model") else outer  # PEFT
+    config = inner.config
+    family = family_of(config)
+    base = inner.base_model
+    layers = tuple(base.get_submodule(family.layers))
+    encoder = set(base.modules())  # its own maps may be as wide as the labels, and be registered last
+    heads = [m for m in inner.modules() if isinstance(m, nn.Linear) and m not in encoder]
+    linears = [m for m in heads if m.out_features == config.num_labels]
+    implementation = getattr(config, "_attn_implementation", "eager")
+    if not family.passes_keywords:
+        seam = "its attention takes no additional bias"
+    elif implementation != "sdpa":
+        seam = f"attention implementation {implementation!r} ignores a bias; load with attn_implementation='sdpa'"
+    else:
+        seam = ""
+    return Anatomy(
+        family=family,
+        base=base,
+        embedding=inner.get_input_embeddings(),
+        layers=layers,
+        depth=family.layer_count(config) or len(layers),
+        label_linear=linears[-1] if linears else None,
+        attention_seam=seam,
+        inside_seam="" if family.passes_keywords else "no per-pass value reaches the inside of its layers",
+        first_resume=1 if family.mixes_after_first(config) else 0,
+        sentence_token=family.sentence_token(config),
+        dropout=_dropout_rates(config, family),
+    )
+
+
+def _dropout_rates(config: Any, family: Family) -> dict[str, float]:
+    """Probability by kind; a kind without a value of its own, or with an unset one, follows "hidden"."""
+    hidden = max(float(getattr(config, name)) for name in family.dropout["hidden"])
+
+    def rate(name: str) -> float:
+        value = getattr(config, name, None)
+        return hidden if value is None else float(value)
+
+    return {kind: max(map(rate, names), default=hidden) for kind, names in family.dropout.items()}
+
+
+def batch_first(states: Tensor, family: Family) -> Tensor:
+    """Hidden states as (batch, tokens, dim); a view, and its own inverse.
+
+    Args:
+        states: as the family's layers see them.
+        family: whose layout.
+    """
+    return states if family.batch_first else states.transpose(0, 1)

@@ -1,0 +1,149 @@
+"""Passes: run a model once, or its upper layers again, and keep what the sites recorded."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from steadytune.encoders.families import SiteUnavailable
+from steadytune.encoders.randomness import RandomState, borrowed_stream
+from steadytune.encoders.sites import Edits, Recording, Sites, first_tensor
+
+VectorSource = Literal["cls", "label_input"]
+
+
+@dataclass(frozen=True)
+class PassOutput:
+    """What one pass computed.
+
+    Attributes:
+        logits: the model's scores; None in a resumed pass.
+        record: values at the sites.
+        start: the random state that the pass started from.
+        sentence_token: position of the token that the head reads.
+    """
+
+    logits: Tensor | None
+    record: Recording
+    start: RandomState
+    sentence_token: int
+
+    @property
+    def hidden(self) -> Mapping[int, Tensor]:
+        """By layer, the states that entered it; the largest key is the output of the last layer."""
+        return self.record.hidden
+
+    @property
+    def embedding(self) -> Tensor:
+        """Word-embedding output (batch, tokens, embedding dim)."""
+        assert self.record.embedding is not None
+        return self.record.embedding
+
+    def vector(self, source: VectorSource = "cls") -> Tensor:
+        """One vector per example (batch, dim).
+
+        Args:
+            source: "cls", the encoder's final state of the token that the head reads, before any pooler; or
+                "label_input", the vector that enters the linear map to the labels, after the head's dropout.
+        """
+        if source == "cls":
+            assert self.record.last is not None
+            return self.record.last[:, self.sentence_token]
+        assert self.record.pooled is not None
+        return self.record.pooled
+
+
+class PassRunner:
+    """Runs passes of one model.
+
+    Args:
+        model: the Hugging Face model.
+        sites: the hooks on it.
+    """
+
+    def __init__(self, model: nn.Module, sites: Sites) -> None:
+        self._model = model
+        self._sites = sites
+
+    def run(
+        self,
+        inputs: Mapping[str, Any],
+        edits: Sequence[Edits] = (),
+        *,
+        start: RandomState | int | None = None,
+        keep_random_state_at: frozenset[int] = frozenset(),
+        leaf_embedding: bool = False,
+        autocast: AbstractContextManager[Any] | None = None,
+    ) -> PassOutput:
+        """One forward pass.
+
+        Args:
+            inputs: the model's keyword arguments, without labels.
+            edits: what to change at the sites.
+            start: replay this random state or seed and leave the main stream alone; None draws from the main stream.
+            keep_random_state_at: layers at which a later pass will resume.
+            leaf_embedding: see `Sites.active`.
+            autocast: context for the forward computation.
+        """
+        device = next(self._model.parameters()).device
+        with borrowed_stream(device, start), autocast or nullcontext():
+            begin = RandomState.capture(device)
+            with self._sites.active(
+                edits, keep_random_state_at=keep_random_state_at, leaf_embedding=leaf_embedding
+            ) as record:
+                output = self._model(**inputs)
+        return PassOutput(output.logits, record, begin, self._sites.anatomy.sentence_token)
+
+    def resume(
+        self,
+        base: PassOutput,
+        layer: int,
+        hidden: Tensor,
+        edits: Sequence[Edits] = (),
+        *,
+        start: RandomState | int | None,
+        autocast: AbstractContextManager[Any] | None = None,
+    ) -> PassOutput:
+        """The layers from `layer` on, once more, with other states at its entrance.
+
+        Args:
+            base: the pass whose layer arguments are used again.
+            layer: first layer to run.
+            hidden: states (batch, tokens, dim) that enter it, edits included.
+            edits: what to change above `layer`.
+            start: random state to replay (that of `base` at `layer` gives the same dropout) or a seed.
+            autocast: context for the forward computation.
+        Returns:
+            States above `layer`; no logits.
+        Raises:
+            SiteUnavailable: the family mixes something in above this layer, outside the layers.
+        """
+        parts = self._sites.anatomy
+        if not parts.first_resume <= layer < parts.depth:
+            raise SiteUnavailable(
+                f"a pass of this {parts.family.name} can be resumed at layers {parts.first_resume} to "
+                f"{parts.depth - 1}; got {layer}."
+            )
+        with borrowed_stream(hidden.device, start), autocast or nullcontext():
+            begin = RandomState.capture(hidden.device)
+            with self._sites.active(edits, resume_at=layer) as record:
+                states = hidden if parts.family.batch_first else hidden.transpose(0, 1)
+                for index in range(layer, parts.depth):
+                    module, args, kwargs = base.record.layer_calls[index]
+                    states = first_tensor(module(states, *args, **kwargs))
+        return PassOutput(None, record, begin, parts.sentence_token)
+
+
+def ambient_autocast(device: torch.device) -> tuple[AbstractContextManager[Any], torch.dtype | None]:
+    """The autocast setting in force, as a context that can be entered again, and its dtype (None: off).
+
+    Args:
+        device: where the model runs.
+    """
+    if not torch.is_autocast_enabled(device.type):
+        return nullcontext(), None
+    dtype = torch.get_autocast_dtype(device.type)
+    return torch.autocast(device.type, dtype=dtype), dtype

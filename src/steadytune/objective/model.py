@@ -1,0 +1,342 @@
+"""The wrapper around a Hugging Face model: one forward is one training step."""
+
+import json
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from steadytune.encoders import PassRunner, RandomState, Sites, VectorSource, borrowed_stream
+from steadytune.functional import keyed_seed
+from steadytune.methods.contract import Context, Method, MethodError
+from steadytune.objective.coefficients import Coefficients
+from steadytune.objective.rows import Group
+from steadytune.objective.step import PassCount, StepOutput, StepPlan, TrainingStep
+from steadytune.tasks import Task, infer_task
+
+logger = logging.getLogger("steadytune")
+
+STATE_FILE, WEIGHTS_FILE = "steadytune_state.json", "steadytune_methods.safetensors"
+
+
+class RegularizedModel(nn.Module):
+    """A Hugging Face model whose training forward adds the terms of regularizers.
+
+    In training mode `forward(**batch)` with `labels` runs one step and returns a `StepOutput`; in evaluation mode it
+    is the wrapped model. Nothing of the wrapped model is changed but for hooks, which `close()` removes.
+
+    Args:
+        model: a Hugging Face model with a task head.
+        methods: regularizers, in the order of application.
+        task: what is trained; inferred from the model's configuration if not given.
+        seed: names the methods' random streams; dropout and data order keep the global ones.
+    Raises:
+        MethodError: a method cannot act on this model or task, or weights do not fit together.
+        SiteUnavailable: the model lacks a site that a method needs.
+        RuntimeError: the model is wrapped already.
+    """
+
+    def __init__(
+        self, model: nn.Module, methods: Sequence[Method] = (), *, task: Task | None = None, seed: int = 0
+    ) -> None:
+        super().__init__()
+        keys = [method.key for method in methods]
+        if len(set(keys)) < len(keys):
+            raise MethodError(f"each method may be given once; got {', '.join(keys)}.")
+        self.model = model
+        self.task = task or infer_task(model)
+        self.methods = tuple(method for method in methods if method.active)
+        self.coefficients = Coefficients.of(self.methods)
+        self.seed = seed
+        self.micro_steps = 0
+        self.tokens = 0
+        self.spent = PassCount()
+        self.notices: list[str] = []
+        self._telemetry: dict[str, tuple[Tensor, int]] = {}
+        self._first = True
+        self._group: Group | None = None
+        self._sites: Sites | None = Sites(model)
+        try:
+            context = self._context()
+            for method in self.methods:
+                method.check(context)
+            device = next(model.parameters()).device
+            with borrowed_stream(device, keyed_seed(seed, "setup")):
+                made = {method.key: method.setup(context) for method in self.methods}
+            self.method_modules = nn.ModuleDict({k: m.to(device) for k, m in made.items() if m is not None})
+            self._resume_at = frozenset[int]().union(*(m.resume_layers(context) for m in self.methods))
+        except BaseException:
+            self.close()
+            raise
+
+    def _context(self) -> Context:
+        assert self._sites is not None
+        parts = self._sites.anatomy
+        trainable = any(p.requires_grad for part in (parts.embedding, *parts.layers) for p in part.parameters())
+        return Context(parts, self.task, trainable, dist.get_world_size() if dist.is_initialized() else 1)
+
+    def forward(self, *args: Any, num_items_in_batch: Tensor | float | None = None, **inputs: Any) -> Any:
+        """One training step, or the wrapped model's forward in evaluation mode.
+
+        Args:
+            args: positional arguments, allowed in evaluation mode.
+            num_items_in_batch: labelled items of the whole accumulation group in this process; the loss is then this
+                batch's share, so that the losses of the group add up to their mean.
+            inputs: keyword arguments of the wrapped model; in training mode `labels` is needed.
+        """
+        if not self.training:
+            return self.model(*args, **inputs)
+        if self._sites is None:
+            raise RuntimeError("this RegularizedModel is closed or a copy; wrap its .model again to train it.")
+        if args or inputs.get("labels") is None:
+            raise ValueError("in training mode give the batch as keywords, labels included; call .eval() to predict.")
+        cell = self._take_cell(inputs)
+        labels = inputs.pop("labels")
+        share = 1.0 if num_items_in_batch is None else self._count(labels) / num_items_in_batch
+        step = TrainingStep(
+            self._plan(), self.micro_steps, PassRunner(self.model, self._sites), inputs, labels, share, cell
+        )
+        try:
+            with torch.autocast(labels.device.type, enabled=False):
+                output = step.compute()
+        except BaseException:
+            self._group = None
+            raise
+        finally:
+            step.forget()
+        self.micro_steps += 1
+        self.tokens += inputs["input_ids"].numel() if "input_ids" in inputs else 0
+        self.spent.add(**vars(step.passes))
+        self._first = False
+        self._keep(output)
+        return output
+
+    def _plan(self) -> StepPlan:
+        return StepPlan(
+            methods=self.methods,
+            modules=dict(self.method_modules.items()),
+            task=self.task,
+            coefficients=self.coefficients,
+            seed=self.seed,
+            resume_at=self._resume_at,
+            first=self._first,
+            count=self._count,
+            notice=self.notice,
+        )
+
+    def _count(self, labels: Tensor) -> Tensor:
+        """Labelled items, in a dtype whose quotients do not coarsen a float64 gradient."""
+        dtype = next(self.model.parameters()).dtype
+        return self.task.count(labels).to(torch.promote_types(dtype, torch.float32))
+
+    # -- one group of accumulated batches -----------------------------------------------------------------------------
+
+    def accumulate(self, batches: Sequence[Mapping[str, Any]]) -> Iterator[StepOutput]:
+        """One optimizer step over several batches: back-propagate the loss of each output.
+
+        The losses add up to the mean over all their items, whatever their sizes, and a contrast that asks for it
+        runs over all of them.
+
+        Args:
+            batches: keyword arguments of `forward`, labels included.
+        """
+        total = sum(self.task.count(batch["labels"]) for batch in batches)
+        self.prime(batches)
+        try:
+            for batch in batches:
+                yield self(**batch, num_items_in_batch=total)
+        finally:
+            self._group = None
+
+    def prime(self, batches: Sequence[Mapping[str, Any]]) -> None:
+        """Compute ahead what a contrast over accumulated batches needs, at one forward pass without graph each.
+
+        Nothing happens if no method asks for it or if there is one batch. The next `len(batches)` calls of `forward`
+        must be given these batches in this order; their dropout is replayed.
+
+        Args:
+            batches: as in `accumulate`.
+        """
+        self._group = None
+        sources: list[VectorSource] = [s for m in self.methods if (s := m.shared_vectors()) is not None]
+        if not sources or len(batches) < 2 or self._sites is None:
+            return
+        group = Group(list(batches), [], [])
+        main = RandomState.capture(next(self.model.parameters()).device)
+        runner = PassRunner(self.model, self._sites)
+        try:
+            for number, batch in enumerate(batches, start=self.micro_steps):
+                inputs = {name: value for name, value in batch.items() if name != "labels"}
+                step = TrainingStep(self._plan(), number, runner, inputs, batch["labels"])
+                with torch.no_grad():
+                    clean = step.clean
+                step.forget()
+                group.vectors.append({source: clean.vector(source).detach() for source in sources})
+                group.starts.append(clean.start)
+        finally:
+            main.restore()
+        self._group = group
+
+    def _take_cell(self, batch: Mapping[str, Any]) -> tuple[Group, int] | None:
+        if (group := self._group) is None:
+            return None
+        try:
+            place = group.take(batch)
+        except RuntimeError:
+            self._group = None
+            raise
+        if group.next == len(group.batches):
+            self._group = None
+        return group, place
+
+    # -- telemetry ----------------------------------------------------------------------------------------------------
+
+    def _keep(self, output: StepOutput) -> None:
+        assert output.task_loss is not None and output.terms is not None and output.telemetry is not None
+        terms = {f"{key}/term": term for key, term in output.terms.items()}
+        for name, value in {"task_loss": output.task_loss, **terms, **output.telemetry}.items():
+            total, count = self._telemetry.get(name, (torch.zeros_like(value), 0))
+            self._telemetry[name] = (total + value, count + 1)
+        if self.micro_steps == 8:  # early enough to stop a run, late enough for a mean
+            self._judge(self._means())
+
+    def _means(self) -> dict[str, float]:
+        return {name: float(total) / count for name, (total, count) in self._telemetry.items()}
+
+    def _judge(self, means: Mapping[str, float]) -> None:
+        for method in self.methods:
+            prefix = f"{method.key}/"
+            own = {name.removeprefix(prefix): value for name, value in means.items() if name.startswith(prefix)}
+            for text in method.judge(own) if own else ():
+                self.notice(text)
+
+    def drain_telemetry(self) -> dict[str, float]:
+        """Mean telemetry since the last call, by "key/name"; says what the methods have to say about it."""
+        means = self._means()
+        self._judge(means)
+        self._telemetry = {}
+        return means
+
+    def notice(self, text: str) -> None:
+        """Log a sentence and keep it for the record; once, even if its numbers change.
+
+        Args:
+            text: the sentence.
+        """
+        shape = "".join(character for character in text if not character.isdigit())
+        if all(shape != "".join(c for c in known if not c.isdigit()) for known in self.notices):
+            self.notices.append(text)
+            logger.warning(text)
+
+    # -- optimizer ----------------------------------------------------------------------------------------------------
+
+    def parameter_groups(self, lr: float, weight_decay: float = 0.0) -> list[dict[str, Any]]:
+        """Groups for a torch optimizer: encoder with and without decay, then the methods' own parameters.
+
+        Args:
+            lr: learning rate of all groups.
+            weight_decay: for weights of the encoder that are matrices, and for the methods' parameters.
+        """
+        trainable = [p for p in self.model.parameters() if p.requires_grad]
+        groups = [
+            {"name": "encoder", "params": [p for p in trainable if p.ndim > 1], "weight_decay": weight_decay},
+            {"name": "encoder, no decay", "params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0},
+            {"name": "methods", "params": list(self.method_modules.parameters()), "weight_decay": weight_decay},
+        ]
+        return [{**group, "lr": lr} for group in groups if group["params"]]
+
+    def attach(self, optimizer: torch.optim.Optimizer) -> None:
+        """Check that an optimizer trains everything that the methods own.
+
+        Args:
+            optimizer: built from `parameter_groups`, or from groups that contain them.
+        Raises:
+            MethodError: a parameter of a method is not in it.
+        """
+        known = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        for name, parameter in self.method_modules.named_parameters():
+            if id(parameter) not in known:
+                raise MethodError(
+                    f"the optimizer lacks the parameter {name} of method {name.split('.')[0]}; build it from "
+                    "parameter_groups()."
+                )
+
+    def clip_grad_norm_(self, max_norm: float) -> Tensor:
+        """Clip the gradients of the encoder and of the methods' parameters, each by its own norm.
+
+        Args:
+            max_norm: largest allowed Euclidean norm of each of the two.
+        Returns:
+            Norm of the encoder's gradient before clipping.
+        """
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), max_norm)
+        if own := list(self.method_modules.parameters()):
+            nn.utils.clip_grad_norm_(own, max_norm)
+        return norm
+
+    # -- saving -------------------------------------------------------------------------------------------------------
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Save the plain encoder; it loads without this library.
+
+        Args:
+            folder: where to.
+        """
+        model: Any = self.model
+        model.save_pretrained(folder)
+
+    def save_state(self, folder: str | Path) -> None:
+        """Save what a resumed run needs beside model and optimizer: the methods' parameters and the step count.
+
+        Args:
+            folder: an existing folder.
+        """
+        if tensors := {name: tensor.contiguous() for name, tensor in self.method_modules.state_dict().items()}:
+            save_file(tensors, Path(folder) / WEIGHTS_FILE)
+        state = {
+            "methods": [method.key for method in self.methods],
+            "micro_steps": self.micro_steps,
+            "tokens": self.tokens,
+            "spent": vars(self.spent),
+            "notices": self.notices,
+        }
+        (Path(folder) / STATE_FILE).write_text(json.dumps(state, indent=1))
+
+    def load_state(self, folder: str | Path) -> None:
+        """Load what `save_state` saved.
+
+        Args:
+            folder: where it lies.
+        Raises:
+            MethodError: the state is missing or was saved with other methods.
+        """
+        path = Path(folder) / STATE_FILE
+        if not path.exists():
+            raise MethodError(f"{path} is missing, so the methods cannot resume; was this saved without them?")
+        state = json.loads(path.read_text())
+        here = [method.key for method in self.methods]
+        if state["methods"] != here:
+            raise MethodError(f"{path} was saved with methods {state['methods']}; this run has {here}.")
+        self.micro_steps, self.tokens, self.notices = state["micro_steps"], state["tokens"], state["notices"]
+        self.spent, self._first = PassCount(**state["spent"]), True
+        if len(self.method_modules):
+            self.method_modules.load_state_dict(load_file(Path(folder) / WEIGHTS_FILE))
+
+    def close(self) -> None:
+        """Remove every hook from the wrapped model; safe to call twice."""
+        if self._sites is not None:
+            self._sites.close()
+            self._sites = None
+
+    def reopen(self) -> None:
+        """Install the hooks again after `close`; nothing happens if they are in place."""
+        if self._sites is None:
+            self._sites = Sites(self.model)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_sites": None, "_group": None}  # a copy is closed: hooks belong to the original

@@ -1,0 +1,309 @@
+"""The step: runs named passes at most once, adds the terms of all methods, and puts the label loss where it belongs."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from transformers.utils.generic import ModelOutput
+
+from steadytune.encoders import Edits, PassOutput, PassRunner, RandomState, VectorSource, ambient_autocast
+from steadytune.functional import keyed_generator, keyed_seed
+from steadytune.methods.contract import Method, MethodError, Pass, PassKind
+from steadytune.objective.coefficients import Coefficients
+from steadytune.objective.rows import Group, joined, live, rank
+from steadytune.tasks import Task
+
+
+@dataclass
+class PassCount:
+    """What a step computed, in units of one whole forward pass; plain training is 1, 1, 1.
+
+    Attributes:
+        forward: forward passes.
+        activation_gradient: traversals that compute gradients with respect to activations.
+        weight_gradient: traversals that compute gradients with respect to weights.
+    """
+
+    forward: float = 0.0
+    activation_gradient: float = 0.0
+    weight_gradient: float = 0.0
+
+    def add(self, forward: float = 0.0, activation_gradient: float = 0.0, weight_gradient: float = 0.0) -> None:
+        """Count some more.
+
+        Args:
+            forward: see the attributes.
+            activation_gradient: see the attributes.
+            weight_gradient: see the attributes.
+        """
+        self.forward += forward
+        self.activation_gradient += activation_gradient
+        self.weight_gradient += weight_gradient
+
+    @property
+    def units(self) -> float:
+        """Their sum; plain training is 3."""
+        return self.forward + self.activation_gradient + self.weight_gradient
+
+
+@dataclass
+class StepOutput(ModelOutput):
+    """What `RegularizedModel` returns in training mode.
+
+    Attributes:
+        loss: total, to be back-propagated; under `num_items_in_batch` the share of this batch in its group.
+        logits: scores of the clean pass.
+        task_loss: mean label loss of this batch, without gradient.
+        terms: unweighted value of each method's term, by key, without gradient.
+        passes: what the step computed.
+        telemetry: what each method did, by "key/name", without gradient.
+    """
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    task_loss: Tensor | None = None
+    terms: dict[str, Tensor] | None = None
+    passes: PassCount | None = None
+    telemetry: dict[str, Tensor] | None = None
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """What a model gives every one of its steps.
+
+    Attributes:
+        methods: the active methods, in the order of application.
+        modules: their own parameters, by key.
+        task: what is trained.
+        coefficients: factors of the label loss and the terms.
+        seed: names the methods' random streams.
+        resume_at: layers at which a pass may be resumed.
+        first: no step of this model has run before.
+        count: labelled items of a batch, in a dtype whose quotients do not coarsen the gradient.
+        notice: where a sentence for the log and the record goes.
+    """
+
+    methods: Sequence[Method]
+    modules: Mapping[str, nn.Module]
+    task: Task
+    coefficients: Coefficients
+    seed: int
+    resume_at: frozenset[int]
+    first: bool
+    count: Callable[[Tensor], Tensor]
+    notice: Callable[[str], None]
+
+
+@dataclass
+class TrainingStep:
+    """One training step; implements `steadytune.methods.contract.Step` for each method in turn.
+
+    Args:
+        plan: what the model gives every step.
+        number: counts the training passes of the model; names the random streams of this step.
+        runner: runs passes.
+        inputs: the model's keyword arguments, without labels.
+        labels: one label per example.
+        share: this batch's part of the accumulation group; 1.0 if it is not known.
+        cell: the group whose vectors were computed ahead, and this batch's place in it.
+    """
+
+    plan: StepPlan
+    number: int
+    runner: PassRunner
+    inputs: Mapping[str, Any]
+    labels: Tensor
+    share: Tensor | float = 1.0
+    cell: tuple[Group, int] | None = None
+    method: Method | None = None
+    passes: PassCount = field(default_factory=PassCount)
+    outputs: dict[str, PassOutput] = field(default_factory=dict)
+    streams: dict[str, str] = field(default_factory=dict)
+    kept_edits: dict[str, list[Edits]] = field(default_factory=dict)
+    asked: dict[str, tuple[Edits | None, str]] = field(default_factory=dict)
+    telemetry: dict[str, list[Tensor]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.autocast, self.compute_dtype = ambient_autocast(self.labels.device)
+
+    def compute(self) -> StepOutput:
+        """All terms, then the label loss on the passes that they declare."""
+        plan, factors = self.plan, self.plan.coefficients
+        terms: dict[str, Tensor] = {}
+        if self.cell is not None:
+            self.passes.add(forward=1)  # the pass of `prime`
+        for method in plan.methods:
+            self.method = method
+            if (term := method.loss(self, plan.modules.get(method.key))) is not None:
+                terms[method.key] = term
+        names = dict.fromkeys(name for method in plan.methods for name in method.label_passes()) or ["clean"]
+        losses = [self._task_loss(name) for name in names]
+        task_loss = losses[0] if len(losses) == 1 else torch.stack(losses).mean()
+        total = task_loss if factors.task == 1 else factors.task * task_loss
+        for key, term in terms.items():
+            total = total + factors.terms[key] * term
+        return StepOutput(
+            loss=total * self.share,
+            logits=self.outputs[next(iter(names))].logits,
+            task_loss=task_loss.detach(),
+            terms={key: term.detach() for key, term in terms.items()},
+            passes=self.passes,
+            telemetry={name: torch.stack(values).mean() for name, values in self.telemetry.items()},
+        )
+
+    def forget(self) -> None:
+        """Let go of all passes: edits refer back to this step, and a cycle would keep activations alive."""
+        self.outputs.clear()
+        self.kept_edits.clear()
+        self.asked.clear()
+
+    def _task_loss(self, name: str) -> Tensor:
+        output = self.clean if name == "clean" else self.outputs[name]
+        assert output.logits is not None
+        return self.plan.task.loss(output.logits, self.labels)
+
+    # -- passes -------------------------------------------------------------------------------------------------------
+
+    @property
+    def clean(self) -> PassOutput:
+        """The pass without extra edits that all methods share; the only one that draws from the main stream."""
+        if "clean" not in self.outputs:
+            if self.cell is not None:
+                group, place = self.cell
+                group.starts[place].restore()
+            self.outputs["clean"] = self._run("clean", None, None, "clean", "label", False)
+        return self.outputs["clean"]
+
+    def run(
+        self,
+        name: str,
+        *,
+        edits: Edits | None = None,
+        dropout: str = "fresh",
+        kind: PassKind = "auxiliary",
+        leaf_embedding: bool = False,
+    ) -> PassOutput:
+        """The pass of this name; see `Step.run`."""
+        if name not in self.outputs:
+            base = dropout.removeprefix("as ")
+            start: RandomState | int = self._named_start(name) if dropout == "fresh" else self._known(base).start
+            stream = name if dropout == "fresh" else self.streams[base]
+            self.outputs[name] = self._run(name, edits, start, stream, kind, leaf_embedding)
+            self.asked[name] = (edits, dropout)
+        elif self.asked.get(name) != (edits, dropout):
+            raise MethodError(f"the pass {name!r} was run with other edits or dropout; give this one its own name.")
+        return self.outputs[name]
+
+    def resume(self, name: str, *, base: str, layer: int, hidden: Tensor, dropout: str = "as base") -> PassOutput:
+        """The layers from `layer` on; see `Step.resume`."""
+        if name not in self.outputs:
+            source = self._known(base)
+            if dropout == "fresh":
+                start: RandomState | int = self._named_start(name)
+            elif layer in source.record.random_states:
+                start = source.record.random_states[layer]
+            else:
+                raise MethodError(f"a pass resumed at layer {layer} must be declared by resume_layers().")
+            edits = self.kept_edits[base]
+            self.outputs[name] = self.runner.resume(source, layer, hidden, edits, start=start, autocast=self.autocast)
+            self.streams[name] = self.streams[base]
+            depth = len(source.hidden) - 1
+            part = (depth - layer) / depth
+            self.passes.add(part, part, part)
+        return self.outputs[name]
+
+    def gradient(self, name: str, *, wrt: Callable[[PassOutput], Tensor]) -> Tensor:
+        """Gradient of the label loss of a pass; see `Step.gradient`."""
+        output = self._known(name)
+        self.passes.add(activation_gradient=1)
+        (gradient,) = torch.autograd.grad(self._task_loss(name), wrt(output), retain_graph=True)
+        return gradient
+
+    def _known(self, name: str) -> PassOutput:
+        return self.clean if name == "clean" else self.outputs[name]
+
+    def _named_start(self, name: str) -> int:
+        return keyed_seed(self.plan.seed, "dropout", name, self.number, rank())
+
+    def _run(
+        self,
+        name: str,
+        own_edits: Edits | None,
+        start: RandomState | int | None,
+        stream: str,
+        kind: PassKind,
+        leaf_embedding: bool,
+    ) -> PassOutput:
+        edits = [] if own_edits is None else [own_edits]  # an offset comes before random noise
+        for method in self.plan.methods:
+            if (edit := method.edits(self._describe(method, name, kind, stream))) is not None:
+                edits.append(edit)
+        self.streams[name], self.kept_edits[name] = stream, edits
+        gradients = 1.0 if torch.is_grad_enabled() and kind != "probe" else 0.0
+        self.passes.add(1, gradients, gradients)
+        return self.runner.run(
+            self.inputs,
+            edits,
+            start=start,
+            keep_random_state_at=self.plan.resume_at,
+            leaf_embedding=leaf_embedding,
+            autocast=self.autocast,
+        )
+
+    def _describe(self, method: Method, name: str, kind: PassKind, stream: str) -> Pass:
+        device = self.labels.device
+
+        def generator(*key: int | str) -> torch.Generator:
+            return keyed_generator(device, self.plan.seed, method.key, self.number, rank(), stream, *key)
+
+        def report(telemetry_name: str, value: Tensor | float) -> None:
+            self._report(method, telemetry_name, value)
+
+        return Pass(name, kind, self.plan.first, self.compute_dtype, generator, report, self.plan.notice)
+
+    # -- what else a method may ask for -------------------------------------------------------------------------------
+
+    def group(
+        self, vectors: Tensor, labels: Tensor, *, source: VectorSource, devices: bool, accumulation: bool
+    ) -> tuple[Tensor, Tensor]:
+        """The rows of all batches and processes, this one's with a gradient; see `Step.group`."""
+        world = dist.get_world_size() if devices and dist.is_initialized() else 1
+        whole = accumulation and self.cell is not None
+        if world == 1 and not whole:
+            return vectors, labels
+        others: list[tuple[Tensor, Tensor]] = []
+        place = 0
+        if self.cell is not None and whole:
+            group, place = self.cell
+            cells = [(v[source], b["labels"]) for v, b in zip(group.vectors, group.batches, strict=True)]
+            others = cells[:place] + cells[place + 1 :]
+        rows, row_labels, where = joined(vectors, labels, others=others, place=place, devices=devices)
+        if whole:
+            factor: Tensor | float = world / self.share  # the whole group is one term of weight 1
+        elif isinstance(self.share, Tensor):  # one group per micro-batch, weighed by the items of all processes
+            factor = self.plan.count(row_labels) / self.plan.count(labels)
+        else:
+            factor = world
+        return live(rows, vectors, where, factor), row_labels
+
+    def generator(self, *key: int | str) -> torch.Generator:
+        """The current method's stream at this step; see `Step.generator`."""
+        assert self.method is not None
+        device, plan = self.labels.device, self.plan
+        return keyed_generator(device, plan.seed, self.method.key, self.number, rank(), "loss", *key)
+
+    def report(self, name: str, value: Tensor | float) -> None:
+        """Telemetry of the current method."""
+        assert self.method is not None
+        self._report(self.method, name, value)
+
+    def _report(self, method: Method, name: str, value: Tensor | float) -> None:
+        tensor = torch.as_tensor(value, dtype=torch.float32, device=self.labels.device).detach()
+        self.telemetry.setdefault(f"{method.key}/{name}", []).append(tensor)
+
+    def notice(self, text: str) -> None:
+        """A sentence for the log and the record."""
+        self.plan.notice(text)

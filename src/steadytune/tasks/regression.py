@@ -1,0 +1,64 @@
+"""Regression of one number from a text or a pair of texts."""
+
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from scipy.stats import pearsonr, spearmanr
+from sklearn.metrics import mean_squared_error
+from torch import Tensor
+
+from steadytune.tasks.task import Task
+
+
+class Regression(Task):
+    """One number per example; mean squared error."""
+
+    name: ClassVar[str] = "regression"
+    has_classes: ClassVar[bool] = False
+    label_dtype: ClassVar[torch.dtype] = torch.float32
+    metric: str = "pearson_spearman"
+
+    def loss(self, logits: Float[Tensor, "batch outputs"], labels: Float[Tensor, " batch"]) -> Float[Tensor, ""]:
+        """Mean squared error over the labelled examples; see `Task.loss`.
+
+        Args:
+            logits: (batch, 1).
+            labels: targets; -100 marks an example without one.
+        """
+        predicted = logits.squeeze(-1).to(torch.promote_types(logits.dtype, torch.float32))
+        error = torch.where(labels != -100, predicted - labels.to(predicted.dtype), 0.0)
+        return error.square().sum() / self.count(labels).clamp(min=1)
+
+    def scores(self, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+        """Pearson and Spearman correlation, their mean, and the mean squared error.
+
+        A constant prediction has no correlation; it counts as 0.
+
+        Args:
+            logits: (examples, 1).
+            labels: (examples,).
+        """
+        predicted = logits.reshape(len(labels)).astype(np.float64)
+        constant = np.ptp(predicted) == 0 or np.ptp(labels) == 0
+        pearson = 0.0 if constant else float(pearsonr(predicted, labels).statistic)
+        spearman = 0.0 if constant else float(spearmanr(predicted, labels).statistic)
+        return {
+            "pearson": pearson,
+            "spearman": spearman,
+            "pearson_spearman": (pearson + spearman) / 2,
+            "mse": float(mean_squared_error(labels, predicted)),
+        }
+
+    def decode(self, logits: np.ndarray) -> list[dict[str, Any]]:
+        """The predicted number, one mapping per example.
+
+        Args:
+            logits: (examples, 1).
+        """
+        return [{"value": float(value)} for value in logits.reshape(-1)]
+
+    def head_config(self) -> dict[str, Any]:
+        """One output and its kind."""
+        return {"num_labels": 1, "problem_type": "regression"}

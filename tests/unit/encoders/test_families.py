@@ -1,0 +1,105 @@
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModel, GPT2Config, GPT2ForSequenceClassification
+
+from steadytune.encoders import FAMILIES as KNOWN
+from steadytune.encoders import SITES, SiteUnavailable, UnknownFamily, describe
+from steadytune.encoders.families import dropout_settings
+from tiny import FAMILIES, WIDTH, inputs_of, tiny_batch, tiny_model
+
+WITH_BIAS = {"bert", "roberta", "xlm-roberta", "electra", "distilbert", "albert", "modernbert"}
+
+
+def test_every_known_family_has_a_tiny_model() -> None:
+    assert {tiny_model(family, depth=1).config.model_type for family in FAMILIES} == set(KNOWN)
+
+
+def test_unknown_family_is_refused_by_name() -> None:
+    model = GPT2ForSequenceClassification(GPT2Config(n_layer=1, n_head=1, n_embd=8, vocab_size=9, num_labels=2))
+    with pytest.raises(UnknownFamily, match="'gpt2' is not supported; supported are bert, "):
+        describe(model)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_depth_is_the_number_of_layer_calls(family: str) -> None:
+    assert describe(tiny_model(family, depth=4)).depth == 4
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_label_linear_is_the_one_that_gives_the_logits(family: str) -> None:
+    model = tiny_model(family, num_labels=WIDTH).eval()  # as wide as everything else
+    found = describe(model).label_linear
+    assert found is not None
+    with torch.no_grad():
+        before = model(**inputs_of(tiny_batch(family))).logits
+        found.bias += 1
+        after = model(**inputs_of(tiny_batch(family))).logits
+    torch.testing.assert_close(after, before + 1)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_dropout_is_reported_for_every_kind_that_the_model_has(family: str) -> None:
+    assert describe(tiny_model(family, dropout=0.25)).dropout == {"hidden": 0.25, "attention": 0.25, "head": 0.25}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_no_dropout_is_reported_where_there_is_none(family: str) -> None:
+    assert describe(tiny_model(family, dropout=0.0)).dropout == {"hidden": 0.0, "attention": 0.0, "head": 0.0}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_zero_dropout_settings_leave_no_randomness_in_a_model_loaded_with_them(family: str, tmp_path: Path) -> None:
+    stochastic = tiny_model(family, dropout=0.3)
+    stochastic.save_pretrained(tmp_path)
+    settings = dropout_settings(stochastic.config, hidden=0.0, attention=0.0)
+    model = type(stochastic).from_pretrained(tmp_path, **settings).train()
+    batch = inputs_of(tiny_batch(family))
+    assert torch.equal(model(**batch).logits, model(**batch).logits)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_attention_is_offered_exactly_where_a_bias_reaches_the_scores(family: str) -> None:
+    parts = describe(tiny_model(family))
+    if family in WITH_BIAS:
+        parts.require("attention", "asa")
+    else:
+        with pytest.raises(SiteUnavailable) as caught:
+            parts.require("attention", "asa")
+        name = family.removesuffix("-conv")
+        assert str(caught.value) == (
+            f"asa needs the site 'attention', which {name} lacks: its attention takes no additional bias."
+        )
+
+
+@pytest.mark.parametrize("family", sorted(WITH_BIAS))
+def test_eager_attention_is_refused_because_it_ignores_a_bias(family: str) -> None:
+    parts = describe(tiny_model(family, attention="eager"))
+    with pytest.raises(SiteUnavailable) as caught:
+        parts.require("attention", "asa")
+    assert str(caught.value) == (
+        f"asa needs the site 'attention', which {family} lacks: attention implementation 'eager' ignores a bias; "
+        "load with attn_implementation='sdpa'."
+    )
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_inside_is_offered_exactly_where_attention_is(family: str) -> None:
+    assert bool(describe(tiny_model(family)).inside_seam) == (family not in WITH_BIAS)
+
+
+def test_a_model_without_a_head_has_no_pooled_site() -> None:
+    parts = describe(AutoModel.from_config(tiny_model("bert", num_labels=5).config))
+    with pytest.raises(SiteUnavailable, match="scl needs the site 'pooled', which bert lacks"):
+        parts.require("pooled", "scl")
+
+
+def test_an_unknown_site_is_refused_with_the_list_of_sites() -> None:
+    with pytest.raises(SiteUnavailable, match=f"sites are {', '.join(SITES)}"):
+        describe(tiny_model("bert")).require("nowhere", "scl")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_only_the_convolution_of_deberta_raises_the_first_layer_to_resume_at(family: str) -> None:
+    assert describe(tiny_model(family)).first_resume == (1 if family == "deberta-v2-conv" else 0)
