@@ -1,0 +1,202 @@
+"""`steadytune evaluate` and `steadytune predict`."""
+
+import csv
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from steadytune.cli import options
+from steadytune.cli.output import err, out, print_json, quiet_libraries, score_table
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from steadytune.data import Examples
+    from steadytune.tasks import Task
+
+
+def evaluate(
+    model: Annotated[str, typer.Argument(help="Folder of a run or of a model.")],
+    data: Annotated[str, typer.Argument(help="As for `train`.")],
+    split: Annotated[str | None, typer.Option(help="Split to score.", show_default="test, else dev")] = None,
+    text_column: options.TextColumn = None,
+    pair_column: options.PairColumn = None,
+    label_column: options.LabelColumn = None,
+    max_length: options.MaxLength = None,
+    batch_size: options.BatchSize = 64,
+    as_json: options.Json = False,
+) -> int:
+    """Score a saved model on a split; labels are matched by name.
+
+    Example: `steadytune evaluate runs/reviews reviews_2026.csv --split train`
+    """
+    from steadytune.data import DataError, available_splits, load_dataset
+
+    quiet_libraries()
+    task, network, tokenizer = _load(model)
+    there = available_splits(data)
+    usual = [name for name in ("test", "dev", "validation", *there[:1]) if name in there]
+    if split is None and not usual:
+        raise DataError(f"{data} has no split to score.")
+    chosen = split or usual[0]
+    names = getattr(task, "label_names", ())
+    dataset = load_dataset(
+        data,
+        splits=[chosen],
+        text_column=text_column,
+        pair_column=pair_column,
+        label_column=label_column,
+        task=task.name,  # type: ignore[arg-type]  # the tasks of sequence models are those of data sets
+        label_names=names or None,
+    )
+    rows = dataset.splits[chosen]
+    length = max_length or _trained_length(model, tokenizer)
+    logits = _logits(network, tokenizer, task, rows, length, batch_size)
+    scores = {chosen: task.scores(logits, _array(rows.labels or ()))}
+    if as_json:
+        print_json({"model": model, "data": data, "split": chosen, "rows": len(rows), "scores": scores[chosen]})
+        return 0
+    for note in dataset.notes:
+        err.print(f"note: {note}", markup=False)
+    out.print(score_table(scores, {chosen: len(rows)}))
+    return 0
+
+
+def predict(
+    model: Annotated[str, typer.Argument(help="Folder of a run or of a model.")],
+    data: Annotated[
+        str | None, typer.Argument(help="CSV, TSV, JSONL or Parquet file; not needed with --text.", show_default=False)
+    ] = None,
+    text: Annotated[list[str] | None, typer.Option("--text", "-t", help="A text; may be repeated.")] = None,
+    output: Annotated[
+        str | None, typer.Option("--output", "-o", help="A new .jsonl or .csv file; standard output otherwise.")
+    ] = None,
+    text_column: options.TextColumn = None,
+    pair_column: options.PairColumn = None,
+    max_length: options.MaxLength = None,
+    batch_size: options.BatchSize = 64,
+    as_json: options.Json = False,
+) -> int:
+    """Label texts with a saved model, with probabilities.
+
+    Example: `steadytune predict runs/reviews new.csv --output labelled.csv`
+    """
+    from steadytune.data import DataError, Examples, load_dataset
+
+    if (data is None) == (not text):
+        raise DataError("give either a file of texts or --text, not both and not none.")
+    if output is not None:
+        _check_output(Path(output))
+    quiet_libraries()
+    task, network, tokenizer = _load(model)
+    if text:
+        rows = Examples(tuple(str(i + 1) for i in range(len(text))), tuple(text))
+    else:
+        assert data is not None
+        dataset = load_dataset(data, text_column=text_column, pair_column=pair_column, require_labels=False)
+        if len(dataset.splits) > 1:
+            raise DataError(f"{data} has several splits; name one file of texts.")
+        rows = next(iter(dataset.splits.values()))
+    length = max_length or _trained_length(model, tokenizer)
+    logits = _logits(network, tokenizer, task, rows, length, batch_size)
+    answers = [
+        {"id": row_id, "text": row_text, **answer}
+        for row_id, row_text, answer in zip(rows.ids, rows.texts, task.decode(logits), strict=True)
+    ]
+    if output is not None:
+        _write(Path(output), answers)
+        err.print(f"wrote {len(answers)} rows to {output}", markup=False)
+    elif as_json or not sys.stdout.isatty():
+        for answer in answers:
+            print_json(answer)
+    else:
+        _show(answers)
+    return 0
+
+
+def _check_output(path: Path) -> None:
+    from steadytune.training.loading import RunError
+
+    if path.exists():
+        raise RunError(f"--output {path} exists; name a new file.")
+    if path.suffix not in (".jsonl", ".csv"):
+        raise RunError(f"--output {path} must end in .jsonl or .csv.")
+    if not path.parent.is_dir():
+        raise RunError(f"--output {path} must lie in a folder that exists; make {path.parent} first.")
+
+
+def _load(model: str) -> "tuple[Task, Any, Any]":
+    from steadytune.tasks import infer_task
+    from steadytune.training.loading import RunError, load_tokenizer, load_trained_model, locate_model
+
+    if model == "bundled":
+        raise RunError("the bundled encoder has no trained head; name the folder of a run or of a fine-tuned model.")
+    if "/" not in model and not Path(model).exists():
+        raise RunError(f"model folder {model} does not exist; a model on the hub is named owner/name.")
+    source = locate_model(model)
+    network = load_trained_model(source)
+    network.eval()
+    return infer_task(network), network, load_tokenizer(source)
+
+
+def _trained_length(model: str, tokenizer: Any) -> int:
+    """Tokens per example as in the run that the model comes from; 128, or what it can read, for other models."""
+    from steadytune.recipes import load_run
+
+    for file in (Path(model) / "run.yaml", Path(model).parent / "run.yaml"):
+        if file.is_file() and (file.parent / "model").is_dir():
+            return load_run(file).run.max_length
+    return min(128, int(tokenizer.model_max_length))
+
+
+def _logits(
+    network: Any, tokenizer: Any, task: "Task", rows: "Examples", max_length: int, batch_size: int
+) -> "np.ndarray":
+    from steadytune.data import PaddingCollator, encode
+    from steadytune.training.inference import predict_logits
+
+    encoded = encode(rows, tokenizer, max_length)
+    return predict_logits(network, encoded, PaddingCollator(tokenizer, task.label_dtype), batch_size)
+
+
+def _array(labels: Sequence[float]) -> "np.ndarray":
+    import numpy as np
+
+    return np.asarray(labels)
+
+
+def _write(path: Path, answers: Sequence[Mapping[str, Any]]) -> None:
+    """JSON Lines, or CSV with one column per probability; written aside and renamed."""
+    aside = path.with_name(f".{path.name}.part")
+    try:
+        with aside.open("w", encoding="utf-8", newline="") as file:
+            if path.suffix == ".jsonl":
+                file.writelines(json.dumps(answer, ensure_ascii=False) + "\n" for answer in answers)
+            else:
+                flat = [_flat(answer) for answer in answers]
+                writer = csv.DictWriter(file, fieldnames=list(flat[0]) if flat else ["id", "text"])
+                writer.writeheader()
+                writer.writerows(flat)
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def _flat(answer: Mapping[str, Any]) -> dict[str, Any]:
+    shares = answer.get("probabilities", {})
+    rest = {name: value for name, value in answer.items() if name != "probabilities"}
+    return rest | {f"probability_{label}": share for label, share in shares.items()}
+
+
+def _show(answers: Sequence[Mapping[str, Any]]) -> None:
+    for answer in answers:
+        out.print(answer["text"], markup=False, style="bold")
+        if "value" in answer:
+            out.print(f"  {answer['value']:.3f}", markup=False)
+            continue
+        best = sorted(answer["probabilities"].items(), key=lambda item: -item[1])[:3]
+        out.print("  " + "   ".join(f"{label} {share:.1%}" for label, share in best), markup=False)

@@ -1,0 +1,172 @@
+"""`steadytune train`."""
+
+import os
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+import yaml
+
+from steadytune.cli import options
+from steadytune.cli.output import err, out, print_json, quiet_libraries, score_table, watching
+
+if TYPE_CHECKING:
+    from steadytune.recipes import RunConfig
+
+_EXAMPLE = """
+Example: `steadytune train reviews.csv --recipe scl --train-rows 200 --output runs/reviews`
+"""
+
+
+def train(
+    data: Annotated[
+        str | None,
+        typer.Argument(
+            help="CSV, TSV, JSONL or Parquet file, dataset folder, `owner/name` on the hub, or `sample`.",
+            show_default=False,
+        ),
+    ] = None,
+    recipe: options.Recipe = None,
+    settings: options.Set = None,
+    config: options.Config = None,
+    model: options.Model = None,
+    output: Annotated[
+        str | None, typer.Option("--output", "-o", help="Folder of the run.", show_default="runs/DATA-RECIPE-SEED")
+    ] = None,
+    seed: options.Seed = None,
+    epochs: Annotated[float | None, typer.Option(help="Passes over the training rows.", show_default="10")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Rows of one forward pass.", show_default="16")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
+    max_length: Annotated[int | None, typer.Option(help="Tokens of an example.", show_default="128")] = None,
+    train_rows: Annotated[int | None, typer.Option(help="Training rows in total, stratified.")] = None,
+    k_shot: Annotated[int | None, typer.Option(help="Training rows per class.")] = None,
+    fraction: Annotated[float | None, typer.Option(help="Share of the training rows, per class.")] = None,
+    eval_rows: Annotated[int | None, typer.Option(help="At most so many rows of dev and of test.")] = None,
+    train_split: Annotated[str | None, typer.Option(help="Training split.", show_default="train")] = None,
+    dev_split: Annotated[str | None, typer.Option(help="Validation split.")] = None,
+    test_split: Annotated[str | None, typer.Option(help="Test split.")] = None,
+    text_column: options.TextColumn = None,
+    pair_column: options.PairColumn = None,
+    label_column: options.LabelColumn = None,
+    task: Annotated[str | None, typer.Option(help="`classification` or `regression`.")] = None,
+    as_json: options.Json = False,
+) -> int:
+    """Fine-tune one encoder with one recipe; a killed run goes on when the command is repeated."""
+    from steadytune.training.fit import fit
+
+    run = {"epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate, "max_length": max_length}
+    rows = {
+        "source": data,
+        "train_rows": train_rows,
+        "k_shot": k_shot,
+        "fraction": fraction,
+        "eval_rows": eval_rows,
+        "train_split": train_split,
+        "dev_split": dev_split,
+        "test_split": test_split,
+        "text_column": text_column,
+        "pair_column": pair_column,
+        "label_column": label_column,
+        "task": task,
+    }
+    chosen = _config(config, recipe, settings or [], {"model": model, "seed": seed}, rows, run)
+    folder = Path(output) if output else _default_output(chosen)
+    _check_parents(folder)
+    quiet_libraries()
+    main_process = int(os.environ.get("RANK", "0")) == 0
+    made_here = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        with watching(quiet=as_json or not main_process) as watch:
+            record = fit(chosen, folder, watch=watch)
+    except ValueError:  # refused after the Trainer made its folder; left there, it would look like something else's
+        for path in (folder / "checkpoints", *made_here):
+            with suppress(OSError):  # removes empty folders only
+                path.rmdir()
+        raise
+    if not main_process:
+        return 0
+    if as_json:
+        print_json({**record.model_dump(mode="json", exclude={"history"}), "output": str(folder)})
+    else:
+        for note in record.data_notes:
+            err.print(f"note: {note}", markup=False)
+        out.print(score_table(record.scores, record.data_rows))
+        out.print(f"record  {folder / 'record.json'}", markup=False, soft_wrap=True)
+        if record.status == "done":
+            out.print(f"model   {folder / 'model'}", markup=False, soft_wrap=True)
+    if record.status == "failed":
+        err.print(f"steadytune: {record.failure}; the record says so.", markup=False)
+        return 1
+    return 0
+
+
+train.__doc__ = f"{train.__doc__}\n{_EXAMPLE}"
+
+
+def _config(
+    path: str | None,
+    recipe: str | None,
+    settings: list[str],
+    top: dict[str, Any],
+    rows: dict[str, Any],
+    run: dict[str, Any],
+) -> "RunConfig":
+    """Default, then file, then command line."""
+    from steadytune.recipes import DataSettings, RecipeError, RunConfig, RunSettings, load_recipe, load_run
+    from steadytune.recipes.recipe import validated
+
+    base = load_run(path).model_dump() if path else {"data": {}, "recipe": load_recipe("plain").model_dump(), "run": {}}
+    if recipe is not None:
+        base["recipe"] = load_recipe(recipe).model_dump()
+    base |= {name: value for name, value in top.items() if value is not None}
+    base["data"] |= {name: value for name, value in rows.items() if value is not None}
+    base["run"] |= {name: value for name, value in run.items() if value is not None}
+    if not base["data"].get("source"):
+        raise RecipeError("no data given; name a file, a folder, owner/name or `sample` after `steadytune train`.")
+    for kind, values in ((DataSettings, base["data"]), (RunSettings, base["run"])):
+        validated(kind, values, "", path=lambda loc: f"--{loc[-1].replace('_', '-')}")
+    chosen = validated(RunConfig, base, "", path=lambda loc: f"--{'.'.join(loc)}")
+    for text in settings:
+        chosen = _apply(chosen, text)
+    chosen.recipe.build()
+    return validated(RunConfig, chosen.model_dump(), "")
+
+
+def _apply(config: "RunConfig", text: str) -> "RunConfig":
+    from steadytune.recipes import RecipeError
+
+    path, equals, value = text.partition("=")
+    key, dot, name = path.strip().partition(".")
+    if not (equals and dot and key and name):
+        raise RecipeError(f"--set takes KEY.NAME=VALUE, for example scl.temperature=0.1; got {text!r}.")
+    try:
+        parsed = yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise RecipeError(f"--set {path}: {value!r} is not a value; quote it.") from None
+    if isinstance(parsed, str):
+        parsed = _number(parsed)
+    if key == "run":
+        return config.with_run_setting(name, parsed)
+    return config.model_copy(update={"recipe": config.recipe.with_setting(key, name, parsed)})
+
+
+def _number(text: str) -> float | str:
+    """YAML 1.1 reads 1e-5 as text."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def _check_parents(folder: Path) -> None:
+    from steadytune.training.loading import RunError
+
+    in_the_way = next((parent for parent in folder.parents if parent.exists() and not parent.is_dir()), None)
+    if in_the_way is not None:
+        raise RunError(f"--output {folder} lies below {in_the_way}, which is a file; name another folder.")
+
+
+def _default_output(config: "RunConfig") -> Path:
+    stem = Path(config.data.source).name.split(".")[0]
+    return Path("runs") / f"{stem}-{config.recipe.name.replace('/', '-')}-seed{config.seed}"

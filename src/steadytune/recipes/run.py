@@ -1,0 +1,164 @@
+"""One run, complete: data, model, recipe and the settings that all recipes of a comparison share."""
+
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from steadytune.recipes.recipe import Recipe, RecipeError, read_text, read_yaml, validated
+
+BUNDLED_LEARNING_RATE = 1e-4
+OTHER_LEARNING_RATE = 2e-5
+
+
+class DataSettings(BaseModel):
+    """Which rows.
+
+    Attributes:
+        source: file, folder, hub name or "sample".
+        text_column: for tables; inferred if null.
+        pair_column: for tables; inferred if null.
+        label_column: for tables; inferred if null.
+        task: "classification" or "regression"; inferred if null.
+        train_split: name of the training split.
+        dev_split: name of the validation split; "dev" or "validation" if null.
+        test_split: name of the test split; "test" if null.
+        train_rows: training rows in total, stratified.
+        k_shot: training rows per class.
+        fraction: share of the training rows, per class.
+        eval_rows: at most so many rows of validation and of test.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    source: str
+    text_column: str | None = None
+    pair_column: str | None = None
+    label_column: str | None = None
+    task: Literal["classification", "regression"] | None = None
+    train_split: str = "train"
+    dev_split: str | None = None
+    test_split: str | None = None
+    train_rows: int | None = Field(None, ge=1)
+    k_shot: int | None = Field(None, ge=1)
+    fraction: float | None = Field(None, gt=0, le=1)
+    eval_rows: int | None = Field(None, ge=1)
+
+
+class RunSettings(BaseModel):
+    """The `run` block: optimizer, schedule and batches, the same for every recipe of a comparison.
+
+    Attributes:
+        epochs: passes over the training rows.
+        min_steps: smallest number of optimizer steps, however few the rows.
+        batch_size: rows of one forward pass in one process.
+        accumulation_steps: forward passes of one optimizer step.
+        learning_rate: peak; if null, 1e-4 for the bundled encoder and 2e-5 for others.
+        warmup_fraction: share of the steps with a rising learning rate; then it falls linearly to 0.
+        weight_decay: of AdamW.
+        max_grad_norm: clipping; 0 switches it off.
+        max_length: tokens of an example.
+        eval_batch_size: rows of one forward pass in evaluation.
+        examples_per_class: if given, each batch holds at least so many examples of every class that is in it.
+        precision: "float32", or "bfloat16" autocast.
+        gradient_checkpointing: trade time for memory.
+        checkpoint_steps: optimizer steps between two checkpoints.
+        logging_steps: optimizer steps between two lines of the history.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    epochs: float = Field(10.0, gt=0)
+    min_steps: int = Field(150, ge=1)
+    batch_size: int = Field(16, ge=1)
+    accumulation_steps: int = Field(1, ge=1)
+    learning_rate: float | None = Field(None, gt=0)
+    warmup_fraction: float = Field(0.1, ge=0, lt=1)
+    weight_decay: float = Field(0.01, ge=0)
+    max_grad_norm: float = Field(1.0, ge=0)
+    max_length: int = Field(128, ge=4)
+    eval_batch_size: int = Field(64, ge=1)
+    examples_per_class: int | None = Field(None, ge=2)
+    precision: Literal["float32", "bfloat16"] = "float32"
+    gradient_checkpointing: bool = False
+    checkpoint_steps: int = Field(200, ge=1)
+    logging_steps: int = Field(10, ge=1)
+
+
+class RunConfig(BaseModel):
+    """Everything that a run needs; its YAML form repeats the run.
+
+    Attributes:
+        data: which rows.
+        model: "bundled", a local folder or a hub name.
+        recipe: methods, settings, dropout.
+        run: the shared settings.
+        seed: names every random stream of the run.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    data: DataSettings
+    model: str = "bundled"
+    recipe: Recipe
+    run: RunSettings = RunSettings()
+    seed: int = Field(0, ge=0, lt=2**31)
+
+    def with_run_setting(self, name: str, value: Any) -> "RunConfig":
+        """This run with one setting of the `run` block changed.
+
+        Args:
+            name: the setting.
+            value: its new value.
+        Raises:
+            RecipeError: no such setting, or out of range.
+        """
+        block = validated(RunSettings, {**self.run.model_dump(), name: value}, "", path=lambda _: f"run.{name}")
+        return self.model_copy(update={"run": block})
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "RunConfig":
+        per_class, rows = self.run.examples_per_class, self.run.batch_size
+        if per_class is not None and per_class > rows:
+            raise ValueError(f"run.examples_per_class must be at most run.batch_size, {rows}; got {per_class}.")
+        return self
+
+    @property
+    def learning_rate(self) -> float:
+        """The peak learning rate in force."""
+        if self.run.learning_rate is not None:
+            return self.run.learning_rate
+        return BUNDLED_LEARNING_RATE if self.model == "bundled" else OTHER_LEARNING_RATE
+
+
+def load_run(path: str | Path) -> RunConfig:
+    """A run from its YAML file.
+
+    Args:
+        path: a `run.yaml`.
+    Raises:
+        RecipeError: missing or wrong.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise RecipeError(f"run file {path} does not exist.")
+    return validated(RunConfig, read_yaml(read_text(file), str(path)), str(path))
+
+
+def save_run(config: RunConfig, path: str | Path) -> None:
+    """Write a run as YAML, aside and renamed into place.
+
+    Args:
+        config: the run.
+        path: where to.
+    """
+    text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    place = Path(path)
+    aside = place.with_name(f".{place.name}.{os.getpid()}")
+    try:
+        aside.write_text(f"# Repeat this run: steadytune train --config {place.name} --output DIR\n{text}", "utf-8")
+        os.replace(aside, place)
+    finally:
+        aside.unlink(missing_ok=True)

@@ -1,0 +1,85 @@
+"""The record of one run."""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Cost(BaseModel):
+    """What training took.
+
+    Attributes:
+        optimizer_steps: steps of the optimizer.
+        forward_passes: whole forward passes, resumed ones by their share of the layers.
+        pass_units: forward, activation-gradient and weight-gradient traversals; 3 per batch is plain fine-tuning.
+        tokens: tokens in the training batches, padding included, counted once per batch.
+        train_seconds: wall time of training, evaluation excluded.
+        peak_memory_bytes: largest resident memory of the process (CPU) or of its device.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    optimizer_steps: int
+    forward_passes: float
+    pass_units: float
+    tokens: int
+    train_seconds: float
+    peak_memory_bytes: int
+
+
+class RunRecord(BaseModel):
+    """A finished or failed run; enough to remake every number of a report.
+
+    Attributes:
+        schema_version: of this layout.
+        run_id: content hash of the configuration and the data.
+        config: the run file, verbatim.
+        task: name of the task.
+        metric: the score that decides, higher is better.
+        label_names: in the order of their indices.
+        data_fingerprints: SHA-256 of each split's rows.
+        data_rows: rows of each split.
+        data_notes: what was inferred or noticed in the data.
+        model_name: the encoder.
+        model_revision: content hash of its weights.
+        dropout: probabilities in force, by kind.
+        learning_rate: peak, as used.
+        coefficients: factor of the label loss and of each term.
+        status: "done" or "failed".
+        failure: one sentence, if failed.
+        resumed_from_step: the step that a resumed run continued from.
+        scores: metrics by split.
+        history: logged values by step; null where one was not a finite number.
+        notices: what methods said about themselves.
+        cost: what training took; null if it failed before the end.
+        versions: of Python and the packages that matter.
+        hardware: processor, threads, accelerator.
+        commit: of the working tree that steadytune ran from, and whether it was changed; null for an installed package.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    schema_version: Literal[1] = 1
+    run_id: str
+    config: dict[str, Any]
+    task: str
+    metric: str
+    label_names: list[str]
+    data_fingerprints: dict[str, str]
+    data_rows: dict[str, int]
+    data_notes: list[str]
+    model_name: str
+    model_revision: str
+    dropout: dict[str, float]
+    learning_rate: float
+    coefficients: dict[str, float]
+    status: Literal["done", "failed"]
+    failure: str | None = None
+    resumed_from_step: int | None = None
+    scores: dict[str, dict[str, float]]
+    history: list[dict[str, float | None]]
+    notices: list[str]
+    cost: Cost | None
+    versions: dict[str, str]
+    hardware: dict[str, str | int]
+    commit: str | None = None

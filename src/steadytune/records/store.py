@@ -1,0 +1,85 @@
+"""Write records whole or not at all."""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from steadytune.records.record import RunRecord
+
+
+def config_hash(*parts: Mapping[str, Any]) -> str:
+    """Content hash of plain values, independent of key order.
+
+    Args:
+        parts: JSON-like mappings.
+    Returns:
+        16 hexadecimal digits.
+    """
+    text = json.dumps(parts, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write a JSON file aside and rename it into place.
+
+    Args:
+        path: where to.
+        value: what.
+    """
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        aside.write_text(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def write_record(path: Path, record: RunRecord) -> None:
+    """Write a record; a value that is not a finite number becomes null.
+
+    Args:
+        path: where to.
+        record: what.
+    """
+    write_json(path, _finite(record.model_dump(mode="json")))
+
+
+def write_predictions(path: Path, ids: Sequence[str], splits: Sequence[str], labels: Any, logits: np.ndarray) -> None:
+    """Write per-example scores as Parquet: id, split, label, logits. Texts are not stored.
+
+    Args:
+        path: where to.
+        ids: row ids.
+        splits: split of each row.
+        labels: true label of each row.
+        logits: (rows, outputs), as the model gave them.
+    """
+    table = pa.table(
+        {
+            "id": pa.array(ids, pa.string()),
+            "split": pa.array(splits, pa.string()).dictionary_encode(),
+            "label": pa.array(np.asarray(labels)),
+            "logits": pa.array(list(logits.astype(np.float32)), pa.list_(pa.float32())),
+        }
+    )
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        pq.write_table(table, aside, compression="zstd")
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not np.isfinite(value) else value

@@ -1,0 +1,336 @@
+"""One run, end to end: rows in, plain model and record out."""
+
+import logging
+import math
+import os
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import PrinterCallback, TrainerCallback, TrainingArguments
+
+from steadytune.data import Selection, available_splits, encode, load_dataset, select
+from steadytune.data.batching import ClassBalancedBatches, Encoded, LengthGroupedBatches, PaddingCollator
+from steadytune.encoders.bundled import AFFECTED_SETS
+from steadytune.encoders.families import describe, dropout_settings
+from steadytune.functional import keyed_seed
+from steadytune.recipes import RunConfig, load_run, save_run
+from steadytune.records import Cost, RunRecord, config_hash, write_predictions, write_record
+from steadytune.tasks import Classification, Regression, Task
+from steadytune.training import surroundings
+from steadytune.training.checkpoints import last_complete_checkpoint
+from steadytune.training.export import export_model
+from steadytune.training.inference import predict_logits
+from steadytune.training.loading import RunError, load_config, load_model, load_tokenizer, locate_model
+from steadytune.training.trainer import RegularizedTrainer
+
+logger = logging.getLogger("steadytune")
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run is.
+
+    Attributes:
+        phase: "data", "train" or "evaluate".
+        step: optimizer steps done.
+        total: optimizer steps in all.
+        loss: last logged training loss.
+    """
+
+    phase: str
+    step: int = 0
+    total: int = 0
+    loss: float | None = None
+
+
+Watch = Callable[[Progress], None]
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """Everything before the first step."""
+
+    task: Task
+    selection: Selection
+    tokenizer: Any
+    model: Any
+    model_name: str
+    rows: dict[str, Encoded]
+    collator: PaddingCollator
+    notes: list[str]
+
+
+def fit(config: RunConfig, output: Path, *, watch: Watch = lambda progress: None) -> RunRecord:
+    """Train, evaluate and save one run; a run that was killed goes on from its last complete checkpoint.
+
+    Args:
+        config: what to run.
+        output: folder of the run: `model/`, `record.json`, `predictions.parquet`, `run.yaml`. It must be new, empty, or
+            hold the same run unfinished.
+        watch: told about progress.
+    Returns:
+        The record; its status is "failed" if training diverged.
+    Raises:
+        RunError: the folder holds something else, or a checkpoint is corrupt.
+        DataError: the data cannot be used.
+        MethodError: a method cannot act here.
+    """
+    checkpoint = _open_output(config, output)
+    watch(Progress("data"))
+    ready = _prepare(config)
+    trainer = _trainer(config, ready, output / "checkpoints", watch)
+    output.mkdir(parents=True, exist_ok=True)
+    save_run(config, output / "run.yaml")
+    rank = trainer.args.process_index
+    torch.manual_seed(keyed_seed(config.seed, "dropout", rank))
+    if checkpoint is not None:
+        logger.warning("resuming from step %s of the unfinished run in %s.", checkpoint.name.split("-")[-1], output)
+    started = time.perf_counter()
+    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    seconds = time.perf_counter() - started
+    watch(Progress("evaluate", trainer.state.max_steps, trainer.state.max_steps))
+    splits = ("dev", "test")
+    logits = {
+        name: predict_logits(ready.model, ready.rows[name], ready.collator, config.run.eval_batch_size)
+        for name in splits
+    }
+    record = _record(config, ready, trainer, logits, seconds, checkpoint)
+    if trainer.is_world_process_zero():
+        _write(output, record, ready, logits)
+    return record
+
+
+def _open_output(config: RunConfig, output: Path) -> Path | None:
+    """The checkpoint to go on from, or None for a fresh start."""
+    if output.exists() and not output.is_dir():
+        raise RunError(f"--output {output} is a file; name a folder.")
+    if not any(path.is_file() for path in output.rglob("*")):  # a refused run leaves empty folders
+        return None
+    if (output / "record.json").exists():
+        raise RunError(f"--output {output} already holds a finished run; name another folder or remove it.")
+    if not (output / "run.yaml").exists():
+        raise RunError(f"--output {output} is not empty and holds no run; name another folder.")
+    if load_run(output / "run.yaml").model_dump(mode="json") != config.model_dump(mode="json"):
+        raise RunError(f"--output {output} holds another run that is not finished; repeat its settings or remove it.")
+    try:
+        return last_complete_checkpoint(output / "checkpoints")
+    except ValueError as error:
+        raise RunError(str(error)) from None
+
+
+def _prepare(config: RunConfig) -> _Prepared:
+    data = config.data
+    dataset = load_dataset(
+        data.source,
+        splits=split_names(config),
+        text_column=data.text_column,
+        pair_column=data.pair_column,
+        label_column=data.label_column,
+        task=data.task,
+    )
+    selection = select(
+        dataset,
+        train_split=data.train_split,
+        dev_split=data.dev_split,
+        test_split=data.test_split,
+        train_rows=data.train_rows,
+        k_shot=data.k_shot,
+        fraction=data.fraction,
+        eval_rows=data.eval_rows,
+        seed=config.seed,
+    )
+    task = task_of(dataset.task, dataset.label_names, dataset.metric)
+    found = locate_model(config.model)
+    tokenizer = load_tokenizer(found)
+    dropout = config.recipe.dropout
+    settings = dropout_settings(load_config(found), hidden=dropout.hidden, attention=dropout.attention)
+    torch.manual_seed(keyed_seed(config.seed, "head"))
+    model = load_model(found, **task.head_config(), **settings)
+    rows = {
+        name: encode(getattr(selection, name), tokenizer, config.run.max_length) for name in ("train", "dev", "test")
+    }
+    notes = [*dataset.notes, *selection.notes]
+    for name, split in rows.items():
+        if split.truncated_rows:
+            notes.append(f"split {name!r}: {split.truncated_rows} rows cut to {config.run.max_length} tokens")
+    if config.model == "bundled" and dataset.name in AFFECTED_SETS:
+        notes.append(f"the bundled encoder has met texts of {dataset.name} in its own training")
+    collator = PaddingCollator(tokenizer, task.label_dtype)
+    return _Prepared(task, selection, tokenizer, model, found.name, rows, collator, notes)
+
+
+def split_names(config: RunConfig) -> list[str] | None:
+    """The splits to read: those named and the usual ones where present; None, if nobody named one."""
+    data, there = config.data, available_splits(config.data.source)
+    if (data.train_split, data.dev_split, data.test_split) == ("train", None, None) and "train" in there:
+        return None  # leaves out those whose labels the hub hides
+    usual = [[name for name in names if name in there][:1] for names in (("dev", "validation"), ("test",))]
+    wanted = [[data.train_split], [data.dev_split] if data.dev_split else usual[0]]
+    wanted += [[data.test_split] if data.test_split else usual[1]]
+    return list(dict.fromkeys(name for group in wanted for name in group))
+
+
+def task_of(kind: str, label_names: tuple[str, ...], metric: str | None) -> Task:
+    """The task of a data set.
+
+    Args:
+        kind: "classification" or "regression".
+        label_names: names of the classes.
+        metric: what the data set's authors report, in their words.
+    """
+    if kind == "regression":
+        return Regression()
+    words = (metric or "").lower()
+    if words.startswith("matthews"):
+        return Classification(label_names, metric="matthews")
+    return Classification(label_names, metric="macro_f1" if words.startswith("macro f1") else "accuracy")
+
+
+def _trainer(config: RunConfig, ready: _Prepared, checkpoints: Path, watch: Watch) -> RegularizedTrainer:
+    run, train = config.run, ready.rows["train"]
+    batches: Any
+    labels: Any = train.labels
+    if run.examples_per_class is not None:
+        if not ready.task.has_classes:
+            raise RunError(f"run.examples_per_class has no meaning for a {ready.task.name} task.")
+        seed = keyed_seed(config.seed, "data order") % 2**32
+        batches = ClassBalancedBatches(labels, run.batch_size, per_class=run.examples_per_class, seed=seed)
+    else:
+        batches = LengthGroupedBatches(
+            train.lengths, run.batch_size, seed=keyed_seed(config.seed, "data order") % 2**32
+        )
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    steps_per_epoch = math.ceil(len(batches) / (run.accumulation_steps * world))
+    steps = max(math.ceil(run.epochs * steps_per_epoch), run.min_steps)
+    on_cpu = not torch.cuda.is_available()
+    arguments = TrainingArguments(
+        output_dir=str(checkpoints),
+        per_device_train_batch_size=run.batch_size,
+        gradient_accumulation_steps=run.accumulation_steps,
+        max_steps=steps,
+        learning_rate=config.learning_rate,
+        lr_scheduler_type="linear",
+        warmup_steps=run.warmup_fraction,
+        weight_decay=run.weight_decay,
+        max_grad_norm=run.max_grad_norm,
+        optim="adamw_torch_fused",
+        bf16=run.precision == "bfloat16",
+        logging_steps=run.logging_steps,
+        logging_nan_inf_filter=False,
+        save_strategy="steps",
+        save_steps=run.checkpoint_steps,
+        save_total_limit=2,
+        seed=config.seed,
+        use_cpu=on_cpu,
+        dataloader_pin_memory=not on_cpu,
+        remove_unused_columns=False,
+        report_to="none",
+        disable_tqdm=True,
+    )
+    if run.gradient_checkpointing:
+        old_name = "gradient_checkpointing_enable"  # deprecated in transformers 5.23, the only one in 5.5
+        getattr(ready.model, "activation_checkpointing_enable", getattr(ready.model, old_name))()
+    trainer = RegularizedTrainer(
+        model=ready.model,
+        args=arguments,
+        train_dataset=train,
+        data_collator=ready.collator,
+        processing_class=ready.tokenizer,
+        methods=config.recipe.build(),
+        task=ready.task,
+        train_batch_sampler=batches,
+        callbacks=[_Reporter(watch)],
+    )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+class _Reporter(TrainerCallback):
+    """Passes progress on; skips the checkpoint that would follow the last step."""
+
+    def __init__(self, watch: Watch) -> None:
+        self._watch = watch
+        self._loss: float | None = None
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
+        self._loss = (logs or {}).get("loss", self._loss)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
+        if state.global_step >= state.max_steps:
+            control.should_save = False
+        self._watch(Progress("train", state.global_step, state.max_steps, self._loss))
+        return control
+
+
+def _record(
+    config: RunConfig,
+    ready: _Prepared,
+    trainer: RegularizedTrainer,
+    logits: dict[str, np.ndarray],
+    seconds: float,
+    checkpoint: Path | None,
+) -> RunRecord:
+    wrapper = trainer.regularized_model
+    finite = all(np.isfinite(values).all() for values in logits.values())
+    scores = (
+        {name: ready.task.scores(values, np.asarray(ready.rows[name].labels)) for name, values in logits.items()}
+        if finite
+        else {}
+    )
+    splits = {name: getattr(ready.selection, name) for name in ("train", "dev", "test")}
+    fingerprints = {name: rows.fingerprint() for name, rows in splits.items()}
+    settings = config.model_dump(mode="json")
+    coefficients = {"task": wrapper.coefficients.task, **wrapper.coefficients.terms}
+    return RunRecord(
+        run_id=config_hash(settings, fingerprints),
+        config=settings,
+        task=ready.task.name,
+        metric=ready.task.metric,
+        label_names=list(getattr(ready.task, "label_names", ())),
+        data_fingerprints=fingerprints,
+        data_rows={name: len(rows) for name, rows in splits.items()},
+        data_notes=ready.notes,
+        model_name=ready.model_name,
+        model_revision=str(getattr(ready.model.config, "_commit_hash", None) or "local"),
+        dropout=describe(ready.model).dropout,
+        learning_rate=config.learning_rate,
+        coefficients=coefficients,
+        status="done" if finite else "failed",
+        failure=None if finite else "training diverged: the trained model gives scores that are not finite",
+        resumed_from_step=None if checkpoint is None else int(checkpoint.name.split("-")[-1]),
+        scores=scores,
+        history=[
+            {k: float(v) for k, v in line.items() if isinstance(v, int | float)} for line in trainer.state.log_history
+        ],
+        notices=list(wrapper.notices),
+        cost=Cost(
+            optimizer_steps=trainer.state.global_step,
+            forward_passes=wrapper.spent.forward,
+            pass_units=wrapper.spent.units,
+            tokens=wrapper.tokens,
+            train_seconds=seconds,
+            peak_memory_bytes=surroundings.peak_memory_bytes(),
+        ),
+        versions=surroundings.versions(),
+        hardware=surroundings.hardware(),
+        commit=surroundings.commit(),
+    )
+
+
+def _write(output: Path, record: RunRecord, ready: _Prepared, logits: dict[str, np.ndarray]) -> None:
+    """Everything that a finished run leaves; the record comes last and says that the rest is there."""
+    splits = [(name, ready.selection) for name in logits]
+    ids = [row for name, chosen in splits for row in getattr(chosen, name).ids]
+    labels = [label for name in logits for label in ready.rows[name].labels or ()]
+    names = [name for name, values in logits.items() for _ in range(len(values))]
+    write_predictions(output / "predictions.parquet", ids, names, labels, np.concatenate(list(logits.values())))
+    if record.status == "done":
+        export_model(ready.model, ready.tokenizer, output / "model", record)
+    write_record(output / "record.json", record)
+    shutil.rmtree(output / "checkpoints", ignore_errors=True)

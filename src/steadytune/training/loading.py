@@ -1,0 +1,128 @@
+"""Models and tokenizers from the bundled package, a folder or the hub, with errors that say what to do."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+
+from steadytune.encoders.bundled import PACKAGE, bundled_encoder
+
+Loaded = TypeVar("Loaded")
+
+
+class RunError(ValueError):
+    """A run cannot start, or cannot go on."""
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """Where a model comes from.
+
+    Attributes:
+        given: as the user named it.
+        place: what `from_pretrained` loads.
+        name: the name to record.
+    """
+
+    given: str
+    place: str
+    name: str
+
+
+def locate_model(given: str) -> ModelSource:
+    """Find a model by its name.
+
+    Args:
+        given: "bundled", a local folder (of a model or of a run), or a hub name.
+    Raises:
+        RunError: a path that does not exist, or a folder without a model.
+        BundledEncoderError: the bundled encoder is missing or changed.
+    """
+    if given == "bundled":
+        return ModelSource(given, str(bundled_encoder()), PACKAGE.replace("_", "-"))
+    path = Path(given)
+    if (path / "model" / "config.json").is_file():
+        path = path / "model"
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise RunError(f"model folder {given} holds no config.json; name a folder of a model or of a finished run.")
+        return ModelSource(given, str(path), path.parent.name if path.name == "model" else path.name)
+    if path.exists():
+        raise RunError(f"model {given} is a file; name the folder of a model or of a finished run.")
+    if given.startswith((".", "/", "~")) or given.count("/") > 1 or ("/" in given and path.parent.is_dir()):
+        raise RunError(f"model folder {given} does not exist.")
+    return ModelSource(given, given, given)
+
+
+def load_config(source: ModelSource) -> Any:
+    """Its configuration.
+
+    Args:
+        source: where it lies.
+    Raises:
+        RunError: it cannot be read or fetched.
+    """
+    return _load(source, "configuration", lambda: AutoConfig.from_pretrained(source.place))
+
+
+def load_tokenizer(source: ModelSource) -> Any:
+    """Its tokenizer.
+
+    Args:
+        source: where it lies.
+    Raises:
+        RunError: it cannot be read or fetched.
+    """
+    return _load(source, "tokenizer", lambda: AutoTokenizer.from_pretrained(source.place))
+
+
+def load_model(source: ModelSource, **settings: Any) -> Any:
+    """The model with a classification head, new where the checkpoint has none of this size.
+
+    Args:
+        source: where it lies.
+        settings: configuration values.
+    Raises:
+        RunError: it cannot be read or fetched.
+    """
+    return _load(
+        source,
+        "weights",
+        lambda: AutoModelForSequenceClassification.from_pretrained(
+            source.place, ignore_mismatched_sizes=True, **settings
+        ),
+    )
+
+
+def load_trained_model(source: ModelSource) -> Any:
+    """The model with the classification head that its checkpoint holds.
+
+    Args:
+        source: where it lies.
+    Raises:
+        RunError: it cannot be read or fetched, or some of its weights are not in the checkpoint.
+    """
+    model, found = _load(
+        source,
+        "weights",
+        lambda: AutoModelForSequenceClassification.from_pretrained(source.place, output_loading_info=True),
+    )
+    if found["missing_keys"]:
+        lacks = ", ".join(sorted(found["missing_keys"])[:3])
+        raise RunError(f"model {source.given} has no trained classification head (it lacks {lacks}); train it first.")
+    return model
+
+
+def _load(source: ModelSource, what: str, load: Callable[[], Loaded]) -> Loaded:
+    try:
+        return load()
+    except Exception as error:  # noqa: BLE001 - tokenizers raises Exception itself; the files are at fault
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        if Path(source.place).is_dir():
+            raise RunError(f"the {what} of model {source.given} cannot be read: {reason}.") from None
+        raise RunError(
+            f"the {what} of model {source.given!r} cannot be had: it is no local folder, and the hub gave none "
+            f"({reason}); check the name and the connection, or use --model bundled."
+        ) from None
