@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from steadytune.methods.cards import method_table
+
 README = Path(__file__).parents[2] / "README.md"
 MAXIMUM_LINES = 120
 COMMANDS = ("make demo", "make test")
@@ -32,3 +34,8 @@ def test_readme_is_short_and_names_its_commands() -> None:
 )
 def test_each_problem_is_seen(text: str, problems: list[str]) -> None:
     assert readme_problems(text) == problems
+
+
+def test_the_method_table_is_that_of_the_cards() -> None:
+    shown = README.read_text(encoding="utf-8").split("<!-- methods -->\n")[1].split("<!-- /methods -->")[0]
+    assert shown.strip() == method_table(), "paste what steadytune.methods.cards.method_table() gives"

@@ -44,3 +44,20 @@ def read_card(key: str) -> Card:
 def read_cards() -> list[Card]:
     """All cards, in the order of the list of methods."""
     return [read_card(key) for key in METHODS]
+
+
+def method_table() -> str:
+    """The methods as a Markdown table, from the cards' front matter."""
+    lines = [
+        "| key | method | source | place | labels | forward | backward | cost | status |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for card in read_cards():
+        front = card.front
+        labels = "needed" if front["needs_labels"] else ""
+        lines.append(
+            f"| `{front['name']}` | {front['title']} | {front['source'].split(',')[0]} et al., {front['year']} "
+            f"| {front['place']} | {labels} | +{front['extra_forward']:g} | +{front['extra_backward']:g} "
+            f"| {front['measured_cost']:.2f} | {front['status']} |"
+        )
+    return "\n".join(lines)
