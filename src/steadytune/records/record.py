@@ -13,7 +13,7 @@ class Cost(BaseModel):
         forward_passes: whole forward passes, resumed ones by their share of the layers.
         pass_units: forward, activation-gradient and weight-gradient traversals; 3 per batch is plain fine-tuning.
         tokens: tokens in the training batches, padding included, counted once per batch.
-        train_seconds: wall time of training, evaluation excluded.
+        train_seconds: wall time of training in the process that finished it, evaluation excluded.
         peak_memory_bytes: largest resident memory of the process (CPU) or of its device.
     """
 
@@ -41,7 +41,7 @@ class RunRecord(BaseModel):
         data_rows: rows of each split.
         data_notes: what was inferred or noticed in the data.
         model_name: the encoder.
-        model_revision: content hash of its weights.
+        model_revision: commit of its hub repository, or a SHA-256 over its weight files.
         dropout: probabilities in force, by kind.
         learning_rate: peak, as used.
         coefficients: factor of the label loss and of each term.

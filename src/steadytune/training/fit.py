@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 
-from steadytune.data import Selection, available_splits, encode, load_dataset, select
+from steadytune.data import Dataset, Selection, available_splits, encode, load_dataset, select
 from steadytune.data.batching import ClassBalancedBatches, Encoded, LengthGroupedBatches, PaddingCollator
 from steadytune.encoders.bundled import AFFECTED_SETS
 from steadytune.encoders.families import describe, dropout_settings
@@ -26,7 +26,15 @@ from steadytune.training import surroundings
 from steadytune.training.checkpoints import last_complete_checkpoint
 from steadytune.training.export import export_model
 from steadytune.training.inference import predict_logits
-from steadytune.training.loading import RunError, load_config, load_model, load_tokenizer, locate_model
+from steadytune.training.loading import (
+    ModelSource,
+    RunError,
+    load_config,
+    load_model,
+    load_tokenizer,
+    locate_model,
+    revision,
+)
 from steadytune.training.trainer import RegularizedTrainer
 
 logger = logging.getLogger("steadytune")
@@ -60,7 +68,7 @@ class _Prepared:
     selection: Selection
     tokenizer: Any
     model: Any
-    model_name: str
+    source: ModelSource
     rows: dict[str, Encoded]
     collator: PaddingCollator
     notes: list[str]
@@ -124,11 +132,18 @@ def _open_output(config: RunConfig, output: Path) -> Path | None:
         raise RunError(str(error)) from None
 
 
-def _prepare(config: RunConfig) -> _Prepared:
+def rows_of(config: RunConfig) -> tuple[Dataset, Selection]:
+    """The data set of a run, and the rows that it trains and is scored on.
+
+    Args:
+        config: the run.
+    Raises:
+        DataError: the data cannot be used.
+    """
     data = config.data
     dataset = load_dataset(
         data.source,
-        splits=split_names(config),
+        splits=_splits(config),
         text_column=data.text_column,
         pair_column=data.pair_column,
         label_column=data.label_column,
@@ -145,6 +160,11 @@ def _prepare(config: RunConfig) -> _Prepared:
         eval_rows=data.eval_rows,
         seed=config.seed,
     )
+    return dataset, selection
+
+
+def _prepare(config: RunConfig) -> _Prepared:
+    dataset, selection = rows_of(config)
     task = task_of(dataset.task, dataset.label_names, dataset.metric)
     found = locate_model(config.model)
     tokenizer = load_tokenizer(found)
@@ -162,10 +182,10 @@ def _prepare(config: RunConfig) -> _Prepared:
     if config.model == "bundled" and dataset.name in AFFECTED_SETS:
         notes.append(f"the bundled encoder has met texts of {dataset.name} in its own training")
     collator = PaddingCollator(tokenizer, task.label_dtype)
-    return _Prepared(task, selection, tokenizer, model, found.name, rows, collator, notes)
+    return _Prepared(task, selection, tokenizer, model, found, rows, collator, notes)
 
 
-def split_names(config: RunConfig) -> list[str] | None:
+def _splits(config: RunConfig) -> list[str] | None:
     """The splits to read: those named and the usual ones where present; None, if nobody named one."""
     data, there = config.data, available_splits(config.data.source)
     if (data.train_split, data.dev_split, data.test_split) == ("train", None, None) and "train" in there:
@@ -296,8 +316,8 @@ def _record(
         data_fingerprints=fingerprints,
         data_rows={name: len(rows) for name, rows in splits.items()},
         data_notes=ready.notes,
-        model_name=ready.model_name,
-        model_revision=str(getattr(ready.model.config, "_commit_hash", None) or "local"),
+        model_name=ready.source.name,
+        model_revision=revision(ready.source, ready.model.config),
         dropout=describe(ready.model).dropout,
         learning_rate=config.learning_rate,
         coefficients=coefficients,

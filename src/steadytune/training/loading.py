@@ -1,5 +1,6 @@
 """Models and tokenizers from the bundled package, a folder or the hub, with errors that say what to do."""
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,6 +55,23 @@ def locate_model(given: str) -> ModelSource:
     if given.startswith((".", "/", "~")) or given.count("/") > 1 or ("/" in given and path.parent.is_dir()):
         raise RunError(f"model folder {given} does not exist.")
     return ModelSource(given, given, given)
+
+
+def revision(source: ModelSource, config: Any) -> str:
+    """Which weights these are: the hub's commit, or a SHA-256 over the weight files of a folder.
+
+    Args:
+        source: where they lie.
+        config: the loaded configuration.
+    """
+    folder = Path(source.place)
+    if not folder.is_dir():
+        return str(getattr(config, "_commit_hash", None) or "unknown")
+    digest = hashlib.sha256()
+    for path in sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")]):
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
 
 
 def load_config(source: ModelSource) -> Any:

@@ -1,0 +1,184 @@
+"""Cost of a training step with each method, as a ratio to plain fine-tuning at the same dropout.
+
+    python benchmarks/step_cost.py --output benchmarks/results
+
+The variants take turns in one process, so that a machine whose speed drifts slows all of them alike. Peak memory is
+that of a fresh process per variant.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForSequenceClassification
+from transformers.utils import logging
+
+from steadytune import SCL, HyPe, RegularizedModel
+from steadytune.encoders.bundled import bundled_encoder
+from steadytune.encoders.families import dropout_settings
+from steadytune.methods import Method
+from steadytune.training import surroundings
+
+CLASSES = 6
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One thing to time: methods at a dropout, beside plain at the same dropout, and its derived floor."""
+
+    name: str
+    methods: tuple[Method, ...]
+    hidden_dropout: float
+    floor: float
+
+
+VARIANTS = (
+    Variant("plain", (), 0.1, 1.0),
+    Variant("scl", (SCL(),), 0.1, 1.0),
+    Variant("hype", (HyPe(noise_std=1e-2),), 0.1, 1.0),
+    Variant("scl+hype", (SCL(), HyPe(noise_std=1e-2)), 0.1, 1.0),
+    Variant("plain, no hidden dropout", (), 0.0, 1.0),
+    Variant("hype, no hidden dropout", (HyPe(noise_std=1e-2),), 0.0, 1.0),
+)
+
+
+def make(hidden_dropout: float) -> Any:
+    """The bundled encoder with a new head."""
+    folder = bundled_encoder()
+    config = AutoModelForSequenceClassification.from_pretrained(folder).config
+    settings = dropout_settings(config, hidden=hidden_dropout)
+    model = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=CLASSES, **settings)
+    return model.to("cuda") if torch.cuda.is_available() else model
+
+
+def batch(rows: int, length: int, device: torch.device) -> dict[str, torch.Tensor]:
+    """Full-length rows, so that every variant computes the same shapes."""
+    generator = torch.Generator().manual_seed(0)
+    made = {
+        "input_ids": torch.randint(1000, 30000, (rows, length), generator=generator),
+        "attention_mask": torch.ones(rows, length, dtype=torch.long),
+        "labels": torch.arange(rows) % CLASSES,
+    }
+    return {name: value.to(device) for name, value in made.items()}
+
+
+def step(model: RegularizedModel, optimizer: torch.optim.Optimizer, inputs: dict[str, torch.Tensor]) -> None:
+    """One training step, as a bare loop makes it."""
+    model(**inputs).loss.backward()
+    model.clip_grad_norm_(1.0)
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def timed(variant: Variant, model: Any, inputs: dict[str, torch.Tensor], steps: int) -> float:
+    """Seconds of `steps` training steps after one that is not counted."""
+    wrapped = RegularizedModel(model, variant.methods).train()
+    optimizer = torch.optim.AdamW(wrapped.parameter_groups(lr=1e-9), fused=True)
+    step(wrapped, optimizer, inputs)
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    for _ in range(steps):
+        step(wrapped, optimizer, inputs)
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    seconds = time.perf_counter() - start
+    wrapped.close()
+    return seconds
+
+
+def peak_memory(variant: Variant, rows: int, length: int, threads: int) -> int:
+    """Peak memory in bytes of a fresh process that takes three steps."""
+    command = [sys.executable, __file__, "--memory-of", variant.name, "--rows", str(rows), "--length", str(length)]
+    done = subprocess.run([*command, "--threads", str(threads)], capture_output=True, text=True, check=True)
+    return int(done.stdout.strip().splitlines()[-1])
+
+
+def measure(rows: int, length: int, threads: int, rounds: int, steps: int) -> dict[str, Any]:
+    """All variants in turn, `rounds` times."""
+    models = {dropout: make(dropout) for dropout in {variant.hidden_dropout for variant in VARIANTS}}
+    inputs = batch(rows, length, next(next(iter(models.values())).parameters()).device)
+    seconds: dict[str, list[float]] = {variant.name: [] for variant in VARIANTS}
+    for turn in range(rounds + 1):
+        for variant in VARIANTS:
+            value = timed(variant, models[variant.hidden_dropout], inputs, steps)
+            if turn:  # the first round warms caches
+                seconds[variant.name].append(value / steps)
+    results = []
+    for variant in VARIANTS:
+        base = next(v for v in VARIANTS if not v.methods and v.hidden_dropout == variant.hidden_dropout)
+        ratios = [a / b for a, b in zip(seconds[variant.name], seconds[base.name], strict=True)]
+        quartiles = statistics.quantiles(ratios, n=4)
+        results.append(
+            {
+                "variant": variant.name,
+                "beside": base.name,
+                "floor": variant.floor,
+                "ratio": statistics.median(ratios),
+                "ratio_quartiles": [quartiles[0], quartiles[2]],
+                "peak_memory_bytes": peak_memory(variant, rows, length, threads),
+            }
+        )
+    setting = {"rows": rows, "length": length, "threads": threads, "rounds": rounds, "steps": steps}
+    return {"setting": setting, "results": results, "on": surroundings.hardware(), "versions": surroundings.versions()}
+
+
+def as_table(measured: dict[str, Any]) -> str:
+    """The results as Markdown."""
+    setting, on = measured["setting"], measured["on"]
+    lines = [
+        "# Cost of a training step",
+        "",
+        f"Bundled encoder, batch {setting['rows']}, length {setting['length']}, float32, {setting['threads']} threads, "
+        f"{on['processor']}, accelerator {on['accelerator']}, torch {measured['versions']['torch']}. Median and "
+        f"quartiles of {setting['rounds']} rounds of {setting['steps']} steps each, in turn in one process; peak "
+        "memory of a fresh process that takes three steps.",
+        "",
+        "| variant | beside | derived floor | ratio | quartiles | peak memory, MiB |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in measured["results"]:
+        low, high = row["ratio_quartiles"]
+        lines.append(
+            f"| {row['variant']} | {row['beside']} | {row['floor']:.2f} | {row['ratio']:.3f} | {low:.3f} to {high:.3f} "
+            f"| {row['peak_memory_bytes'] / 2**20:.0f} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure and write `step_cost.json` and `step_cost.md`."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--output", type=Path, default=Path("benchmarks/results"))
+    parser.add_argument("--rows", type=int, default=16)
+    parser.add_argument("--length", type=int, default=128)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--steps", type=int, default=2)
+    parser.add_argument("--memory-of", choices=[variant.name for variant in VARIANTS])
+    options = parser.parse_args(arguments)
+    logging.set_verbosity_error()
+    torch.set_num_threads(options.threads)
+    if options.memory_of:
+        variant = next(v for v in VARIANTS if v.name == options.memory_of)
+        model = make(variant.hidden_dropout)
+        timed(variant, model, batch(options.rows, options.length, next(model.parameters()).device), 2)
+        print(surroundings.peak_memory_bytes())
+        return
+    measured = measure(options.rows, options.length, options.threads, options.rounds, options.steps)
+    options.output.mkdir(parents=True, exist_ok=True)
+    (options.output / "step_cost.json").write_text(json.dumps(measured, indent=1) + "\n")
+    (options.output / "step_cost.md").write_text(as_table(measured))
+    print(as_table(measured))
+
+
+if __name__ == "__main__":
+    main()
