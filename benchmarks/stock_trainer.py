@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import torch
 from datasets import Dataset
 from transformers import (
     AutoModelForSequenceClassification,
@@ -59,6 +60,8 @@ def main() -> None:
             args=TrainingArguments(
                 output_dir=folder,
                 per_device_train_batch_size=run.batch_size,
+                gradient_accumulation_steps=run.accumulation_steps,
+                bf16=run.precision == "bfloat16",
                 per_device_eval_batch_size=run.eval_batch_size,
                 max_steps=max(math.ceil(run.epochs * per_epoch), run.min_steps),
                 learning_rate=config.learning_rate,
@@ -70,7 +73,7 @@ def main() -> None:
                 seed=seed,
                 report_to="none",
                 disable_tqdm=True,
-                use_cpu=True,
+                use_cpu=not torch.cuda.is_available(),
             ),
             train_dataset=splits["train"],
             data_collator=DataCollatorWithPadding(tokenizer),

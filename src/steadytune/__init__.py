@@ -1,4 +1,4 @@
-"""Regularized fine-tuning of pre-trained Transformer encoders, and statistics on whether it helped."""
+"""Regularized fine-tuning of pre-trained Transformer encoders."""
 
 import importlib
 from typing import TYPE_CHECKING, Any

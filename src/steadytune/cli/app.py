@@ -52,6 +52,8 @@ def main() -> int:
             return _refuse(_full(error.filename))
         if isinstance(error, PermissionError):
             return _refuse(f"no permission to use {error.filename}; choose another place.")
+        if error.strerror and error.filename:
+            return _refuse(f"{error.filename!s:.80} cannot be used: {error.strerror.lower()}.")
         raise
     except ValueError as error:
         if type(error).__module__.startswith("steadytune."):  # raised for the user, one sentence

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from steadytune.data import Examples
+    from steadytune.recipes import RunConfig
     from steadytune.tasks import Task
 
 
@@ -44,12 +45,13 @@ def evaluate(
         raise DataError(f"{data} has no split to score.")
     chosen = split or usual[0]
     names = getattr(task, "label_names", ())
+    trained = _trained(model)
     dataset = load_dataset(
         data,
         splits=[chosen],
-        text_column=text_column,
-        pair_column=pair_column,
-        label_column=label_column,
+        text_column=text_column or _column(trained, "text_column", data),
+        pair_column=pair_column or _column(trained, "pair_column", data),
+        label_column=label_column or _column(trained, "label_column", data),
         task=task.name,  # type: ignore[arg-type]  # the tasks of sequence models are those of data sets
         label_names=names or None,
     )
@@ -61,7 +63,7 @@ def evaluate(
         print_json({"model": model, "data": data, "split": chosen, "rows": len(rows), "scores": scores[chosen]})
         return 0
     for note in dataset.notes:
-        err.print(f"note: {note}", markup=False)
+        err.print(f"note: {note}", markup=False, soft_wrap=True)
     out.print(score_table(scores, {chosen: len(rows)}))
     return 0
 
@@ -97,7 +99,15 @@ def predict(
         rows = Examples(tuple(str(i + 1) for i in range(len(text))), tuple(text))
     else:
         assert data is not None
-        dataset = load_dataset(data, text_column=text_column, pair_column=pair_column, require_labels=False)
+        trained = _trained(model)
+        dataset = load_dataset(
+            data,
+            text_column=text_column or _column(trained, "text_column", data),
+            pair_column=pair_column or _column(trained, "pair_column", data),
+            require_labels=False,
+        )
+        for note in dataset.notes:
+            err.print(f"note: {note}", markup=False, soft_wrap=True)
         if len(dataset.splits) > 1:
             raise DataError(f"{data} has several splits; name one file of texts.")
         rows = next(iter(dataset.splits.values()))
@@ -143,14 +153,28 @@ def _load(model: str) -> "tuple[Task, Any, Any]":
     return infer_task(network), network, load_tokenizer(source)
 
 
-def _trained_length(model: str, tokenizer: Any) -> int:
-    """Tokens per example as in the run that the model comes from; 128, or what it can read, for other models."""
+def _trained(model: str) -> "RunConfig | None":
+    """The run that the model comes from, if it lies beside it."""
     from steadytune.recipes import load_run
 
     for file in (Path(model) / "run.yaml", Path(model).parent / "run.yaml"):
         if file.is_file() and (file.parent / "model").is_dir():
-            return load_run(file).run.max_length
-    return min(128, int(tokenizer.model_max_length))
+            return load_run(file)
+    return None
+
+
+def _column(trained: "RunConfig | None", role: str, data: str) -> str | None:
+    """The column that the run was told to read, for tables of the same make."""
+    if trained is None or not Path(data).is_file():
+        return None
+    name: str | None = getattr(trained.data, role)
+    return name
+
+
+def _trained_length(model: str, tokenizer: Any) -> int:
+    """Tokens per example as in the run that the model comes from; 128, or what it can read, for other models."""
+    trained = _trained(model)
+    return trained.run.max_length if trained is not None else min(128, int(tokenizer.model_max_length))
 
 
 def _logits(

@@ -35,7 +35,9 @@ def train(
         str | None, typer.Option("--output", "-o", help="Folder of the run.", show_default="runs/DATA-RECIPE-SEED")
     ] = None,
     seed: options.Seed = None,
-    epochs: Annotated[float | None, typer.Option(help="Passes over the training rows.", show_default="10")] = None,
+    epochs: Annotated[
+        float | None, typer.Option(help="Passes over the training rows.", show_default="10, at least 150 steps")
+    ] = None,
     batch_size: Annotated[int | None, typer.Option(help="Rows of one forward pass.", show_default="16")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
     max_length: Annotated[int | None, typer.Option(help="Tokens of an example.", show_default="128")] = None,
@@ -90,7 +92,7 @@ def train(
         print_json({**record.model_dump(mode="json", exclude={"history"}), "output": str(folder)})
     else:
         for note in record.data_notes:
-            err.print(f"note: {note}", markup=False)
+            err.print(f"note: {note}", markup=False, soft_wrap=True)
         out.print(score_table(record.scores, record.data_rows))
         out.print(f"record  {folder / 'record.json'}", markup=False, soft_wrap=True)
         if record.status == "done":
@@ -122,6 +124,8 @@ def _config(
     base |= {name: value for name, value in top.items() if value is not None}
     base["data"] |= {name: value for name, value in rows.items() if value is not None}
     base["run"] |= {name: value for name, value in run.items() if value is not None}
+    if run["epochs"] is not None:
+        base["run"]["min_steps"] = 1  # asked for by number of epochs, so that is what is done
     if not base["data"].get("source"):
         raise RecipeError("no data given; name a file, a folder, owner/name or `sample` after `steadytune train`.")
     for kind, values in ((DataSettings, base["data"]), (RunSettings, base["run"])):
@@ -135,28 +139,19 @@ def _config(
 
 def _apply(config: "RunConfig", text: str) -> "RunConfig":
     from steadytune.recipes import RecipeError
+    from steadytune.recipes.recipe import parse_yaml
 
     path, equals, value = text.partition("=")
     key, dot, name = path.strip().partition(".")
     if not (equals and dot and key and name):
         raise RecipeError(f"--set takes KEY.NAME=VALUE, for example scl.temperature=0.1; got {text!r}.")
     try:
-        parsed = yaml.safe_load(value)
+        parsed = parse_yaml(value)
     except yaml.YAMLError:
         raise RecipeError(f"--set {path}: {value!r} is not a value; quote it.") from None
-    if isinstance(parsed, str):
-        parsed = _number(parsed)
     if key == "run":
         return config.with_run_setting(name, parsed)
     return config.model_copy(update={"recipe": config.recipe.with_setting(key, name, parsed)})
-
-
-def _number(text: str) -> float | str:
-    """YAML 1.1 reads 1e-5 as text."""
-    try:
-        return float(text)
-    except ValueError:
-        return text
 
 
 def _check_parents(folder: Path) -> None:
@@ -168,5 +163,5 @@ def _check_parents(folder: Path) -> None:
 
 
 def _default_output(config: "RunConfig") -> Path:
-    stem = Path(config.data.source).name.split(".")[0]
+    stem = Path(config.data.source).resolve().name.split(".")[0]
     return Path("runs") / f"{stem}-{config.recipe.name.replace('/', '-')}-seed{config.seed}"

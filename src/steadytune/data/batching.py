@@ -140,8 +140,8 @@ class LengthGroupedBatches(Sampler[list[int]]):
     """Batches of rows of like length, every row once per epoch.
 
     Rows are shuffled, sorted by length within stretches of 50 batches, cut into batches, and the batches shuffled. The
-    batch with most padded tokens comes first, so that too little memory shows at once. The last batch of the last
-    stretch may be smaller than the others.
+    batch with most padded tokens comes first, so that too little memory shows at once. A batch with fewer rows than
+    the others comes last: where processes share batches, accelerate drops what stands beside a short one.
 
     Args:
         lengths: tokens of each row.
@@ -185,6 +185,7 @@ class LengthGroupedBatches(Sampler[list[int]]):
         if batches:
             costs = [len(batch) * max(self.lengths[row] for row in batch) for batch in batches]
             batches.insert(0, batches.pop(costs.index(max(costs))))
+            batches.sort(key=lambda batch: len(batch) < self.batch_size)  # stable: only the short one moves
         yield from batches
 
 
@@ -249,6 +250,7 @@ class ClassBalancedBatches(Sampler[list[int]]):
         visits = self._visits(words)
         decks = {label: _Deck(rows, words) for label, rows in self.rows_of.items()}
         per_batch = self.batch_size // self.per_class
+        dealt: list[list[int]] = []
         for start in range(0, len(visits), per_batch):
             batch: dict[int, None] = {}  # an ordered set
             present = visits[start : start + per_batch]
@@ -259,7 +261,8 @@ class ClassBalancedBatches(Sampler[list[int]]):
                 places = open_labels[: self.batch_size - len(batch)]
                 full = [label for label in places if not decks[label].deal(1, batch)]
                 open_labels = [label for label in open_labels if label not in full]
-            yield list(batch)
+            dealt.append(list(batch))
+        yield from sorted(dealt, key=lambda rows: len(rows) < self.batch_size)  # short ones last, as above
 
     def _visits(self, words: "_Words") -> list[int]:
         """The class of each visit of one epoch, in order."""

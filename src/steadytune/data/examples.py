@@ -88,7 +88,7 @@ def choose_columns(
         pair = pair if pair is not None else "text_pair" * ("text_pair" in table.columns)
     text = _find(table, text, TEXT_COLUMNS, "text")
     if pair is None:
-        pair = next((name for name in PAIR_COLUMNS if name in table.columns and name != text), "")
+        pair = next((name for key in PAIR_COLUMNS if (name := _known_names(table).get(key)) and name != text), "")
     if pair and pair not in table.columns:
         raise _no_column(table, pair, "pair")
     if require_labels or label:
@@ -100,11 +100,16 @@ def _find(table: Table, given: str | None, candidates: Sequence[str], role: str)
     if given:
         found = given if given in table.columns else None
     else:
-        lowered = {name.strip().lower(): name for name in reversed(table.columns)}
-        found = next((lowered[name] for name in candidates if name in lowered), None)
+        known = _known_names(table)
+        found = next((known[name] for name in candidates if name in known), None)
     if found is None:
         raise _no_column(table, given, role)
     return found
+
+
+def _known_names(table: Table) -> dict[str, str]:
+    """Columns by their name in lower case."""
+    return {name.strip().lower(): name for name in reversed(table.columns)}
 
 
 def _no_column(table: Table, given: str | None, role: str) -> DataError:
@@ -172,7 +177,8 @@ def _named(table: Table, column: str) -> list[str]:
         if _is_missing(value):
             raise DataError(f"{table.at(index)}: the label in {column!r} is missing; fill it or remove the row.")
         if classes is None and isinstance(value, (str, int, float)):
-            names.append(str(value))
+            whole = isinstance(value, float) and value.is_integer()
+            names.append(str(int(value)) if whole else str(value).strip())
         elif classes is not None and type(value) is int and 0 <= value < len(classes):
             names.append(classes[value])
         else:
@@ -198,6 +204,8 @@ def _scores(table: Table, column: str) -> tuple[float, ...]:
         score = _number(label)
         if score is None:
             raise DataError(f"{table.at(index)}: the score in {column!r} must be a finite number; got {label!r:.40}.")
+        if score == -100:
+            raise DataError(f"{table.at(index)}: a score of -100 means 'no label' in training; rescale the scores.")
         scores.append(score)
     return tuple(scores)
 

@@ -208,7 +208,13 @@ def _carve(
 ) -> tuple[dict[str, Examples], list[int], list[str]]:
     """Rows for the missing parts, the rows left to train on, and a note for each part."""
     used = set(train)
-    unused = [index for index in range(len(pool)) if index not in used]
+    contents = _contents(pool)
+    known = {contents[index] for index in train}
+    unused = []
+    for index in range(len(pool)):  # a text that trains, or that stands here already, says nothing as dev or test
+        if index not in used and contents[index] not in known:
+            known.add(contents[index])
+            unused.append(index)
     from_unused = len(unused) >= len(missing)
     room = min(max(MIN_CARVED_ROWS, len(train)), len(unused) // max(1, len(missing)))
     tenth = _share_of_each_class(pool.select(train), 0.1)

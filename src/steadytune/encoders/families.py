@@ -1,7 +1,7 @@
 """The encoder families and how each names its parts. The only file that knows Hugging Face attribute names."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -14,6 +14,10 @@ SITES: tuple[Site, ...] = ("embedding", "hidden", "inside", "attention", "pooled
 
 class SiteUnavailable(ValueError):
     """A method asks for a place in the network that this model does not offer."""
+
+
+class DropoutUnavailable(ValueError):
+    """A family has no dropout of its own of this kind."""
 
 
 class UnknownFamily(ValueError):
@@ -35,6 +39,7 @@ class Family:
         sentence_token: position of the token that the classification head reads.
         layer_count: number of layer calls in one forward pass, if it is not the length of the list.
         mixes_after_first: something outside the layers reads the embedding output after layer 0.
+        longest: most tokens that its positions reach; None if they set no limit.
         dropout: names of the configuration values for each kind: "hidden", "attention", "head"; a kind without a name,
             or whose value is unset, follows "hidden".
     """
@@ -48,6 +53,7 @@ class Family:
     sentence_token: Callable[[Any], int] = lambda config: 0
     layer_count: Callable[[Any], int | None] = lambda config: None
     mixes_after_first: Callable[[Any], bool] = lambda config: False
+    longest: Callable[[Any], int | None] = lambda config: int(config.max_position_embeddings)
     dropout: dict[str, tuple[str, ...]] = field(
         default_factory=lambda: {
             "hidden": ("hidden_dropout_prob",),
@@ -55,6 +61,11 @@ class Family:
             "head": ("classifier_dropout",),
         }
     )
+
+
+def _after_padding(config: Any) -> int:
+    """Positions are counted from the one after the padding token's."""
+    return int(config.max_position_embeddings) - int(config.pad_token_id) - 1
 
 
 def _bert_like(name: str) -> Family:
@@ -65,8 +76,8 @@ FAMILIES: dict[str, Family] = {
     family.name: family
     for family in (
         _bert_like("bert"),
-        _bert_like("roberta"),
-        _bert_like("xlm-roberta"),
+        replace(_bert_like("roberta"), longest=_after_padding),
+        replace(_bert_like("xlm-roberta"), longest=_after_padding),
         _bert_like("electra"),
         Family(
             name="distilbert",
@@ -92,6 +103,7 @@ FAMILIES: dict[str, Family] = {
         ),
         Family(
             name="deberta-v2",  # v3 checkpoints carry the same model type
+            longest=lambda config: None,
             layers="encoder.layer",
             passes_keywords=False,
             mixes_after_first=lambda config: getattr(config, "conv_kernel_size", 0) > 0,
@@ -114,12 +126,14 @@ FAMILIES: dict[str, Family] = {
         ),
         Family(
             name="mpnet",
+            longest=_after_padding,
             layers="encoder.layer",
             passes_keywords=False,
             dropout={"hidden": ("hidden_dropout_prob",), "attention": ("attention_probs_dropout_prob",), "head": ()},
         ),
         Family(
             name="xlnet",
+            longest=lambda config: None,
             layers="layer",
             attention="rel_attn",
             attention_end="rel_attn",
@@ -146,6 +160,17 @@ def family_of(config: Any) -> Family:
     return FAMILIES[name]
 
 
+def longest_input(config: Any) -> int | None:
+    """Most tokens that a model can read at once; None if its positions set no limit.
+
+    Args:
+        config: the model's configuration.
+    Raises:
+        UnknownFamily: its family is not supported.
+    """
+    return family_of(config).longest(config)
+
+
 def dropout_settings(config: Any, *, hidden: float | None = None, attention: float | None = None) -> dict[str, float]:
     """Configuration values that set the dropout of a model when it is loaded.
 
@@ -155,12 +180,16 @@ def dropout_settings(config: Any, *, hidden: float | None = None, attention: flo
         attention: probability for attention weights; None leaves it alone.
     Returns:
         Keyword arguments for `from_pretrained`.
+    Raises:
+        DropoutUnavailable: the family has one rate for all.
 
     Source: the released HyPe code switches `hidden_dropout_prob` off, which covers the head.
     """
     names = family_of(config).dropout
     wanted = {name: hidden for kind in ("hidden", "head") for name in names[kind] if hidden is not None}
     if attention is not None:
+        if not names["attention"]:
+            raise DropoutUnavailable(f"{config.model_type} has no dropout.attention of its own; set dropout.hidden.")
         wanted |= dict.fromkeys(names["attention"], attention)
     return {name: rate for name, rate in wanted.items() if hasattr(config, name)}  # others fail in from_pretrained
 

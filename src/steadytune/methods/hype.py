@@ -13,7 +13,7 @@ from steadytune.methods.contract import Context, Method, MethodError, Pass, sett
 
 Place = Literal["between", "inside", "both"]
 _FAITHFUL = 0.9  # smallest correlation of intended and realized noise; hype.md, "bf16"
-_SMALLEST_SCALE = {torch.bfloat16: 1e-2, torch.float16: 1e-3}
+_SMALLEST_SCALE = {torch.bfloat16: 1e-2, torch.float16: 1e-3, torch.float32: 1e-6}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +89,9 @@ class HyPe(Method):
 
     def _check_precision(self, now: Pass, states: Tensor, noise: Tensor) -> None:
         """Raise where the noise is rounded away at the site; say it once where a matrix product rounds it away."""
-        dtype = states.dtype if states.dtype in _SMALLEST_SCALE else now.compute_dtype
+        dtype = states.dtype
+        if now.compute_dtype is not None and dtype == torch.float32:
+            dtype = now.compute_dtype
         if dtype not in _SMALLEST_SCALE:
             return
         correlation, moved = (float(value) for value in realized_noise(states, noise, dtype))

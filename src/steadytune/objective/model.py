@@ -96,7 +96,9 @@ class RegularizedModel(nn.Module):
         if args or inputs.get("labels") is None:
             raise ValueError("in training mode give the batch as keywords, labels included; call .eval() to predict.")
         cell = self._take_cell(inputs)
-        labels = inputs.pop("labels")
+        if cell is not None and num_items_in_batch is None:
+            raise ValueError("after prime(), give forward num_items_in_batch: the labelled items of the whole group.")
+        labels = self.task.checked(inputs.pop("labels"))
         share = 1.0 if num_items_in_batch is None else self._count(labels) / num_items_in_batch
         step = TrainingStep(
             self._plan(), self.micro_steps, PassRunner(self.model, self._sites), inputs, labels, share, cell
@@ -172,7 +174,7 @@ class RegularizedModel(nn.Module):
         try:
             for number, batch in enumerate(batches, start=self.micro_steps):
                 inputs = {name: value for name, value in batch.items() if name != "labels"}
-                step = TrainingStep(self._plan(), number, runner, inputs, batch["labels"])
+                step = TrainingStep(self._plan(), number, runner, inputs, self.task.checked(batch["labels"]))
                 with torch.no_grad():
                     clean = step.clean
                 step.forget()

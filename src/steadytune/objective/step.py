@@ -124,6 +124,7 @@ class TrainingStep:
     streams: dict[str, str] = field(default_factory=dict)
     kept_edits: dict[str, list[Edits]] = field(default_factory=dict)
     asked: dict[str, tuple[Edits | None, str]] = field(default_factory=dict)
+    resumed: dict[str, tuple[str, int, Tensor, str]] = field(default_factory=dict)
     telemetry: dict[str, list[Tensor]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -159,6 +160,7 @@ class TrainingStep:
         self.outputs.clear()
         self.kept_edits.clear()
         self.asked.clear()
+        self.resumed.clear()
 
     def _task_loss(self, name: str) -> Tensor:
         output = self.clean if name == "clean" else self.outputs[name]
@@ -201,18 +203,21 @@ class TrainingStep:
         """The layers from `layer` on; see `Step.resume`."""
         if name not in self.outputs:
             source = self._known(base)
+            edits, self.streams[name] = self.kept_edits[base], self.streams[base]
             if dropout == "fresh":
                 start: RandomState | int = self._named_start(name)
+                edits, self.streams[name] = self._edits(name, "auxiliary", name), name
             elif layer in source.record.random_states:
                 start = source.record.random_states[layer]
             else:
                 raise MethodError(f"a pass resumed at layer {layer} must be declared by resume_layers().")
-            edits = self.kept_edits[base]
             self.outputs[name] = self.runner.resume(source, layer, hidden, edits, start=start, autocast=self.autocast)
-            self.streams[name] = self.streams[base]
+            self.resumed[name] = (base, layer, hidden, dropout)
             depth = len(source.hidden) - 1
             part = (depth - layer) / depth
             self.passes.add(part, part, part)
+        elif name not in self.resumed or not _same(self.resumed[name], (base, layer, hidden, dropout)):
+            raise MethodError(f"the pass {name!r} was run with other states or dropout; give this one its own name.")
         return self.outputs[name]
 
     def gradient(self, name: str, *, wrt: Callable[[PassOutput], Tensor]) -> Tensor:
@@ -238,9 +243,7 @@ class TrainingStep:
         leaf_embedding: bool,
     ) -> PassOutput:
         edits = [] if own_edits is None else [own_edits]  # an offset comes before random noise
-        for method in self.plan.methods:
-            if (edit := method.edits(self._describe(method, name, kind, stream))) is not None:
-                edits.append(edit)
+        edits += self._edits(name, kind, stream)
         self.streams[name], self.kept_edits[name] = stream, edits
         gradients = 1.0 if torch.is_grad_enabled() and kind != "probe" else 0.0
         self.passes.add(1, gradients, gradients)
@@ -252,6 +255,10 @@ class TrainingStep:
             leaf_embedding=leaf_embedding,
             autocast=self.autocast,
         )
+
+    def _edits(self, name: str, kind: PassKind, stream: str) -> list[Edits]:
+        wanted = (method.edits(self._describe(method, name, kind, stream)) for method in self.plan.methods)
+        return [edit for edit in wanted if edit is not None]
 
     def _describe(self, method: Method, name: str, kind: PassKind, stream: str) -> Pass:
         device = self.labels.device
@@ -272,6 +279,7 @@ class TrainingStep:
         """The rows of all batches and processes, this one's with a gradient; see `Step.group`."""
         world = dist.get_world_size() if devices and dist.is_initialized() else 1
         whole = accumulation and self.cell is not None
+        self._say_what_does_nothing(devices and world == 1, accumulation and not whole)
         if world == 1 and not whole:
             return vectors, labels
         others: list[tuple[Tensor, Tensor]] = []
@@ -282,12 +290,22 @@ class TrainingStep:
             others = cells[:place] + cells[place + 1 :]
         rows, row_labels, where = joined(vectors, labels, others=others, place=place, devices=devices)
         if whole:
-            factor: Tensor | float = world / self.share  # the whole group is one term of weight 1
+            factor: Tensor | float = _divided(world, self.share)  # the whole group is one term of weight 1
         elif isinstance(self.share, Tensor):  # one group per micro-batch, weighed by the items of all processes
-            factor = self.plan.count(row_labels) / self.plan.count(labels)
+            factor = _divided(self.plan.count(row_labels), self.plan.count(labels))
         else:
             factor = world
         return live(rows, vectors, where, factor), row_labels
+
+    def _say_what_does_nothing(self, devices: bool, accumulation: bool) -> None:
+        assert self.method is not None
+        if devices:
+            self.notice(f"{self.method.key}.gather_across_devices has no effect: there is one process.")
+        if accumulation:
+            self.notice(
+                f"{self.method.key}.gather_across_accumulation has no effect: there is one batch per optimizer step, "
+                "or accumulate() was not used."
+            )
 
     def generator(self, *key: int | str) -> torch.Generator:
         """The current method's stream at this step; see `Step.generator`."""
@@ -307,3 +325,14 @@ class TrainingStep:
     def notice(self, text: str) -> None:
         """A sentence for the log and the record."""
         self.plan.notice(text)
+
+
+def _same(one: tuple[Any, ...], other: tuple[Any, ...]) -> bool:
+    return all(a is b or (not isinstance(a, Tensor) and a == b) for a, b in zip(one, other, strict=True))
+
+
+def _divided(dividend: Tensor | float, divisor: Tensor | float) -> Tensor | float:
+    """A quotient that is 0 where nothing in this batch is labelled, so that nothing flows back from it."""
+    if not isinstance(divisor, Tensor):
+        return dividend / divisor
+    return torch.where(divisor > 0, dividend / divisor, 0.0)

@@ -1,6 +1,7 @@
 """A recipe: which methods, with which settings, at which dropout, and where every value comes from."""
 
 import difflib
+import re
 from collections.abc import Callable, Iterator
 from importlib.resources import files
 from pathlib import Path
@@ -176,6 +177,27 @@ def read_text(path: Path) -> str:
         raise RecipeError(f"{path} is not UTF-8 (byte {error.start}); save it as UTF-8.") from None
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML as people write it: 1e-5 is a number, as in YAML 1.2."""
+
+
+_Loader.yaml_implicit_resolvers = {key: list(value) for key, value in yaml.SafeLoader.yaml_implicit_resolvers.items()}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
+
+
+def parse_yaml(text: str) -> Any:
+    """A YAML value.
+
+    Args:
+        text: its text.
+    Raises:
+        yaml.YAMLError: it is not YAML.
+    """
+    return yaml.load(text, Loader=_Loader)
+
+
 def read_yaml(text: str, where: str) -> dict[str, Any]:
     """A YAML mapping.
 
@@ -186,7 +208,7 @@ def read_yaml(text: str, where: str) -> dict[str, Any]:
         RecipeError: it is not YAML, or not a mapping.
     """
     try:
-        value = yaml.safe_load(text)
+        value = parse_yaml(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date that does not exist is a ValueError
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark is not None else ""

@@ -58,6 +58,22 @@ class Task(abc.ABC):
     def head_config(self) -> dict[str, Any]:
         """Configuration values for `AutoModelForSequenceClassification.from_pretrained`."""
 
+    def checked(self, labels: Shaped[Tensor, "..."]) -> Shaped[Tensor, " batch"]:
+        """The labels as one per example; a trailing axis of one is dropped.
+
+        Args:
+            labels: as the caller gave them.
+        Raises:
+            TaskError: several labels per example, or the wrong kind of number.
+        """
+        if labels.ndim == 2 and labels.shape[1] == 1:
+            labels = labels[:, 0]
+        if labels.ndim != 1:
+            raise TaskError(f"{self.name} takes one label per example; got labels of shape {tuple(labels.shape)}.")
+        if self.has_classes and labels.is_floating_point():
+            raise TaskError(f"{self.name} takes class indices as integers; got {labels.dtype}.")
+        return labels
+
     def count(self, labels: Shaped[Tensor, " batch"]) -> Tensor:
         """Number of labelled items, which the mean loss divides by.
 

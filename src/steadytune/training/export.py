@@ -1,5 +1,6 @@
 """What a run leaves for others: the plain model with its card."""
 
+import html
 import os
 import shutil
 from pathlib import Path
@@ -23,7 +24,7 @@ A text model fine-tuned with steadytune. It is a plain Transformers model: load 
 
 ## Scores
 
-One run, one seed: a single number says little about a method. `steadytune compare` runs several seeds.
+One run, one seed: a single number says little about a method.
 
 | split | rows | {metrics} |
 |---|---|{rule}|
@@ -107,4 +108,4 @@ def model_card(record: RunRecord) -> ModelCard:
 
 
 def _cell(value: object) -> str:
-    return str(value).replace("|", "\\|").replace("\n", " ")
+    return html.escape(str(value), quote=False).replace("|", "\\|").replace("\n", " ")

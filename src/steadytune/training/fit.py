@@ -1,5 +1,6 @@
 """One run, end to end: rows in, plain model and record out."""
 
+import json
 import logging
 import math
 import os
@@ -17,10 +18,11 @@ from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 from steadytune.data import Dataset, Selection, available_splits, encode, load_dataset, select
 from steadytune.data.batching import ClassBalancedBatches, Encoded, LengthGroupedBatches, PaddingCollator
 from steadytune.encoders.bundled import AFFECTED_SETS
-from steadytune.encoders.families import describe, dropout_settings
+from steadytune.encoders.families import describe, dropout_settings, longest_input
 from steadytune.functional import keyed_seed
+from steadytune.objective import Coefficients
 from steadytune.recipes import RunConfig, load_run, save_run
-from steadytune.records import Cost, RunRecord, config_hash, write_predictions, write_record
+from steadytune.records import Cost, RunRecord, config_hash, write_json, write_predictions, write_record
 from steadytune.tasks import Classification, Regression, Task
 from steadytune.training import surroundings
 from steadytune.training.checkpoints import last_complete_checkpoint
@@ -74,6 +76,9 @@ class _Prepared:
     notes: list[str]
 
 
+INPUTS_FILE = "inputs.json"
+
+
 def fit(config: RunConfig, output: Path, *, watch: Watch = lambda progress: None) -> RunRecord:
     """Train, evaluate and save one run; a run that was killed goes on from its last complete checkpoint.
 
@@ -92,9 +97,13 @@ def fit(config: RunConfig, output: Path, *, watch: Watch = lambda progress: None
     checkpoint = _open_output(config, output)
     watch(Progress("data"))
     ready = _prepare(config)
+    inputs = {"data": _fingerprints(ready.selection), "model": revision(ready.source, ready.model.config)}
+    if checkpoint is not None:
+        _check_unchanged(output, inputs)
     trainer = _trainer(config, ready, output / "checkpoints", watch)
     output.mkdir(parents=True, exist_ok=True)
     save_run(config, output / "run.yaml")
+    write_json(output / INPUTS_FILE, inputs)
     rank = trainer.args.process_index
     torch.manual_seed(keyed_seed(config.seed, "dropout", rank))
     if checkpoint is not None:
@@ -112,6 +121,24 @@ def fit(config: RunConfig, output: Path, *, watch: Watch = lambda progress: None
     if trainer.is_world_process_zero():
         _write(output, record, ready, logits)
     return record
+
+
+def _fingerprints(selection: Selection) -> dict[str, str]:
+    return {name: getattr(selection, name).fingerprint() for name in ("train", "dev", "test")}
+
+
+def _check_unchanged(output: Path, inputs: dict[str, Any]) -> None:
+    """A checkpoint goes on only with the rows and weights that it began with."""
+    try:
+        before = json.loads((output / INPUTS_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise RunError(f"{output / INPUTS_FILE} cannot be read; remove {output} to start again.") from None
+    changed = [name for name in inputs if inputs[name] != before.get(name)]
+    if changed:
+        raise RunError(
+            f"the {' and the '.join(changed)} changed since the run in {output} was interrupted; put back what it "
+            "began with, or remove the folder to start again."
+        )
 
 
 def _open_output(config: RunConfig, output: Path) -> Path | None:
@@ -168,6 +195,9 @@ def _prepare(config: RunConfig) -> _Prepared:
     task = task_of(dataset.task, dataset.label_names, dataset.metric)
     found = locate_model(config.model)
     tokenizer = load_tokenizer(found)
+    limit = longest_input(load_config(found))
+    if limit is not None and config.run.max_length > limit:
+        raise RunError(f"run.max_length must be at most {limit} with model {found.given}; got {config.run.max_length}.")
     dropout = config.recipe.dropout
     settings = dropout_settings(load_config(found), hidden=dropout.hidden, attention=dropout.attention)
     torch.manual_seed(keyed_seed(config.seed, "head"))
@@ -229,6 +259,9 @@ def _trainer(config: RunConfig, ready: _Prepared, checkpoints: Path, watch: Watc
     steps_per_epoch = math.ceil(len(batches) / (run.accumulation_steps * world))
     steps = max(math.ceil(run.epochs * steps_per_epoch), run.min_steps)
     on_cpu = not torch.cuda.is_available()
+    methods = config.recipe.build()
+    if Coefficients.of([method for method in methods if method.active]).task == 0:
+        raise RunError("a weight of 1 leaves the classification head untrained; lower it, or use RegularizedModel.")
     arguments = TrainingArguments(
         output_dir=str(checkpoints),
         per_device_train_batch_size=run.batch_size,
@@ -253,6 +286,9 @@ def _trainer(config: RunConfig, ready: _Prepared, checkpoints: Path, watch: Watc
         report_to="none",
         disable_tqdm=True,
     )
+    if arguments.n_gpu > 1:  # one process drives one device; torchrun starts one process per device
+        logger.warning("training on one of %d devices; torchrun uses them all.", arguments.n_gpu)
+        arguments._n_gpu = 1
     if run.gradient_checkpointing:
         old_name = "gradient_checkpointing_enable"  # deprecated in transformers 5.23, the only one in 5.5
         getattr(ready.model, "activation_checkpointing_enable", getattr(ready.model, old_name))()
@@ -262,7 +298,7 @@ def _trainer(config: RunConfig, ready: _Prepared, checkpoints: Path, watch: Watc
         train_dataset=train,
         data_collator=ready.collator,
         processing_class=ready.tokenizer,
-        methods=config.recipe.build(),
+        methods=methods,
         task=ready.task,
         train_batch_sampler=batches,
         callbacks=[_Reporter(watch)],
@@ -304,7 +340,7 @@ def _record(
         else {}
     )
     splits = {name: getattr(ready.selection, name) for name in ("train", "dev", "test")}
-    fingerprints = {name: rows.fingerprint() for name, rows in splits.items()}
+    fingerprints = _fingerprints(ready.selection)
     settings = config.model_dump(mode="json")
     coefficients = {"task": wrapper.coefficients.task, **wrapper.coefficients.terms}
     return RunRecord(
@@ -353,4 +389,5 @@ def _write(output: Path, record: RunRecord, ready: _Prepared, logits: dict[str, 
     if record.status == "done":
         export_model(ready.model, ready.tokenizer, output / "model", record)
     write_record(output / "record.json", record)
+    (output / INPUTS_FILE).unlink(missing_ok=True)
     shutil.rmtree(output / "checkpoints", ignore_errors=True)

@@ -97,7 +97,7 @@ def load_tokenizer(source: ModelSource) -> Any:
 
 
 def load_model(source: ModelSource, **settings: Any) -> Any:
-    """The model with a classification head, new where the checkpoint has none of this size.
+    """The model with a classification head: that of the checkpoint if it has these very labels, else a new one.
 
     Args:
         source: where it lies.
@@ -105,13 +105,20 @@ def load_model(source: ModelSource, **settings: Any) -> Any:
     Raises:
         RunError: it cannot be read or fetched.
     """
-    return _load(
+    before = load_config(source)
+    model = _load(
         source,
         "weights",
         lambda: AutoModelForSequenceClassification.from_pretrained(
             source.place, ignore_mismatched_sizes=True, **settings
         ),
     )
+    if "id2label" in settings and before.id2label != settings["id2label"]:
+        fresh = type(model)(model.config)
+        for name, part in fresh.named_children():
+            if name != model.base_model_prefix:
+                setattr(model, name, part)
+    return model
 
 
 def load_trained_model(source: ModelSource) -> Any:

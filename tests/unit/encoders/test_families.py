@@ -6,7 +6,7 @@ from transformers import AutoModel, GPT2Config, GPT2ForSequenceClassification
 
 from steadytune.encoders import FAMILIES as KNOWN
 from steadytune.encoders import SITES, SiteUnavailable, UnknownFamily, describe
-from steadytune.encoders.families import dropout_settings
+from steadytune.encoders.families import DropoutUnavailable, dropout_settings, longest_input
 from tiny import FAMILIES, WIDTH, inputs_of, tiny_batch, tiny_model
 
 WITH_BIAS = {"bert", "roberta", "xlm-roberta", "electra", "distilbert", "albert", "modernbert"}
@@ -53,10 +53,24 @@ def test_no_dropout_is_reported_where_there_is_none(family: str) -> None:
 def test_zero_dropout_settings_leave_no_randomness_in_a_model_loaded_with_them(family: str, tmp_path: Path) -> None:
     stochastic = tiny_model(family, dropout=0.3)
     stochastic.save_pretrained(tmp_path)
-    settings = dropout_settings(stochastic.config, hidden=0.0, attention=0.0)
+    attention = None if family == "xlnet" else 0.0  # one rate for all
+    settings = dropout_settings(stochastic.config, hidden=0.0, attention=attention)
     model = type(stochastic).from_pretrained(tmp_path, **settings).train()
     batch = inputs_of(tiny_batch(family))
     assert torch.equal(model(**batch).logits, model(**batch).logits)
+
+
+def test_a_dropout_that_a_family_has_not_is_refused() -> None:
+    with pytest.raises(
+        DropoutUnavailable, match=r"^xlnet has no dropout\.attention of its own; set dropout\.hidden\.$"
+    ):
+        dropout_settings(tiny_model("xlnet").config, attention=0.0)
+
+
+@pytest.mark.parametrize(("family", "spare"), [("bert", 0), ("roberta", 2), ("mpnet", 2)])
+def test_the_longest_input_is_what_the_positions_reach(family: str, spare: int) -> None:
+    config = tiny_model(family).config
+    assert longest_input(config) == config.max_position_embeddings - spare
 
 
 @pytest.mark.parametrize("family", FAMILIES)
