@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-RECIPE = "scl"
+RECIPE = "hype"
 TEXTS = (
     "my parcel was supposed to be here last friday",
     "please take the money off a different card, this one keeps getting refused",

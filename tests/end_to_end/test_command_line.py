@@ -141,14 +141,16 @@ def test_predict_reads_a_table_and_writes_one(workplace: Path, run: Run) -> None
 
 def test_predict_writes_the_same_answers_as_json_lines(workplace: Path, run: Run) -> None:
     assert run("predict trained reviews.csv -o labelled.jsonl").code == 0
-    assert json_lines((workplace / "labelled.jsonl").read_text()) == json_lines(run("predict trained reviews.csv").out)
+    assert json_lines((workplace / "labelled.jsonl").read_text()) == json_lines(
+        run("predict trained reviews.csv --json").out
+    )
 
 
 def test_predict_gives_numbers_for_a_regression(workplace: Path, run: Run) -> None:
     rows = "".join(f"{'good' if i % 2 else 'bad'} day,{i % 2 + 0.25}\n" for i in range(30))
     (workplace / "scores.csv").write_text("text,score\n" + rows)
     assert run("train scores.csv -m encoder --max-length 32 --epochs 1 --set run.min_steps=3 -o scored").code == 0
-    answers = json_lines(run("predict scored -t 'good day'").out)
+    answers = json_lines(run("predict scored -t 'good day' --json").out)
     assert isinstance(answers[0]["value"], float)
 
 

@@ -1,6 +1,7 @@
 """`fit`: what a run leaves, what its record says, and that it can be repeated to the bit."""
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -271,6 +272,22 @@ def test_a_refused_run_may_be_put_right_and_run_in_the_same_folder(
     record = fit(run_of(table, toy.model, recipe_of("plain")), tmp_path / "out")
     assert record.task == "regression" and record.status == "done"
     assert set(record.scores["test"]) == {"pearson", "spearman", "pearson_spearman", "mse"}
+
+
+@pytest.mark.parametrize("recipe", ["scl", "scl+hype"])
+def test_a_weight_that_leaves_no_label_loss_is_refused(recipe: str, toy: Toy, tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"^a weight of 1 leaves the classification head untrained; lower it, or use"):
+        fit(run_of(toy.data, toy.model, recipe_of(recipe, scl__weight=1)), tmp_path / "out")
+
+
+def test_more_tokens_than_the_encoder_has_positions_are_refused(toy: Toy, tmp_path: Path) -> None:
+    expected = f"run.max_length must be at most 32 with model {toy.model}; got 33."  # of write_model
+    with pytest.raises(RunError, match=f"^{re.escape(expected)}$"):
+        fit(run_of(toy.data, toy.model, recipe_of("plain"), max_length=33), tmp_path / "out")
+
+
+def test_as_many_tokens_as_the_encoder_has_positions_are_trained(toy: Toy) -> None:
+    assert toy.run(recipe_of("plain"), max_length=32, epochs=0.1, min_steps=1).record.status == "done"
 
 
 # -- what is exported -------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers.trainer_callback import TrainerState
 
@@ -356,6 +356,42 @@ def test_another_run_in_an_unfinished_folder_is_refused(
         "recipe": run_of(*runs.where, recipe_of("scl")),
     }
     refused(others[change], tmp_path, "holds another run that is not finished")
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> tuple[RunConfig, Path]:
+    """A run with data and model of its own that stopped with a checkpoint, and its folder."""
+    config = run_of(write_data(tmp_path / "data"), write_model(tmp_path / "encoder"), recipe_of("plain"))
+    stopped_at(config, tmp_path / "run", 5)
+    return config, tmp_path / "run"
+
+
+@pytest.mark.parametrize("split", ["train", "dev", "test"])
+def test_a_run_whose_rows_changed_meanwhile_is_refused_in_one_sentence(split: str, own: tuple[RunConfig, Path]) -> None:
+    config, output = own
+    with (Path(config.data.source) / f"{split}.csv").open("a", encoding="utf-8") as file:
+        file.write("one more,good\n")
+    refused(
+        config, output, r"^the data changed since the run in .* was interrupted; put back what it began with[^.]*\.$"
+    )
+
+
+def test_a_run_whose_weights_changed_meanwhile_is_refused(own: tuple[RunConfig, Path]) -> None:
+    config, output = own
+    file = Path(config.model) / "model.safetensors"
+    save_file({name: 2 * value for name, value in load_file(file).items()}, file, metadata={"format": "pt"})
+    refused(config, output, r"^the model changed since the run in ")
+
+
+def test_a_run_whose_rows_were_put_back_goes_on(own: tuple[RunConfig, Path]) -> None:
+    config, output = own
+    table = Path(config.data.source) / "train.csv"
+    before = table.read_bytes()
+    table.write_bytes(before + b"one more,good\n")
+    with pytest.raises(RunError, match=r"^the data changed"):
+        fit(config, output)
+    table.write_bytes(before)
+    assert fit(config, output).resumed_from_step == 4
 
 
 def test_a_finished_folder_is_refused(runs: Runs) -> None:

@@ -51,7 +51,7 @@ def _plain(cell: object) -> str:
     return f"{cell:.4f}" if isinstance(cell, float) else str(cell).replace("[", "\\[")
 
 
-def score_table(scores: Mapping[str, Mapping[str, float]], rows: Mapping[str, int]) -> Table:
+def score_table(scores: Mapping[str, Mapping[str, float | None]], rows: Mapping[str, int]) -> Table:
     """Metrics by split.
 
     Args:

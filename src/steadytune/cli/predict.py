@@ -2,7 +2,6 @@
 
 import csv
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -75,7 +74,8 @@ def predict(
     ] = None,
     text: Annotated[list[str] | None, typer.Option("--text", "-t", help="A text; may be repeated.")] = None,
     output: Annotated[
-        str | None, typer.Option("--output", "-o", help="A new .jsonl or .csv file; standard output otherwise.")
+        str | None,
+        typer.Option("--output", "-o", help="A new .jsonl or .csv file; shown otherwise, as JSON Lines with --json."),
     ] = None,
     text_column: options.TextColumn = None,
     pair_column: options.PairColumn = None,
@@ -120,7 +120,7 @@ def predict(
     if output is not None:
         _write(Path(output), answers)
         err.print(f"wrote {len(answers)} rows to {output}", markup=False)
-    elif as_json or not sys.stdout.isatty():
+    elif as_json:
         for answer in answers:
             print_json(answer)
     else:

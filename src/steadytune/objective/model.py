@@ -97,9 +97,13 @@ class RegularizedModel(nn.Module):
             raise ValueError("in training mode give the batch as keywords, labels included; call .eval() to predict.")
         cell = self._take_cell(inputs)
         if cell is not None and num_items_in_batch is None:
+            self._group = None
             raise ValueError("after prime(), give forward num_items_in_batch: the labelled items of the whole group.")
         labels = self.task.checked(inputs.pop("labels"))
-        share = 1.0 if num_items_in_batch is None else self._count(labels) / num_items_in_batch
+        share: Tensor | float = 1.0
+        if num_items_in_batch is not None:
+            own = self._count(labels)
+            share = torch.where(own > 0, own / num_items_in_batch, 0.0)  # a group may be without any label
         step = TrainingStep(
             self._plan(), self.micro_steps, PassRunner(self.model, self._sites), inputs, labels, share, cell
         )

@@ -48,7 +48,7 @@ class RunRecord(BaseModel):
         status: "done" or "failed".
         failure: one sentence, if failed.
         resumed_from_step: the step that a resumed run continued from.
-        scores: metrics by split.
+        scores: metrics by split; null where one is not a finite number.
         history: logged values by step; null where one was not a finite number.
         notices: what methods said about themselves.
         cost: what training took; null if it failed before the end.
@@ -76,7 +76,7 @@ class RunRecord(BaseModel):
     status: Literal["done", "failed"]
     failure: str | None = None
     resumed_from_step: int | None = None
-    scores: dict[str, dict[str, float]]
+    scores: dict[str, dict[str, float | None]]
     history: list[dict[str, float | None]]
     notices: list[str]
     cost: Cost | None

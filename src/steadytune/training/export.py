@@ -1,6 +1,7 @@
 """What a run leaves for others: the plain model with its card."""
 
 import html
+import math
 import os
 import shutil
 from pathlib import Path
@@ -76,7 +77,7 @@ def model_card(record: RunRecord) -> ModelCard:
         )
         for split, scores in record.scores.items()
         for metric, value in scores.items()
-        if metric == record.metric
+        if metric == record.metric and value is not None and math.isfinite(value)
     ]
     data = ModelCardData(
         library_name="transformers", model_name=f"{name} {config['recipe']['name']}", eval_results=results
@@ -97,7 +98,7 @@ def model_card(record: RunRecord) -> ModelCard:
         metrics=" | ".join(metrics),
         rule="|".join("---" for _ in metrics),
         scores="\n".join(
-            f"| {split} | {record.data_rows[split]} | " + " | ".join(f"{scores[m]:.4f}" for m in metrics) + " |"
+            f"| {split} | {record.data_rows[split]} | " + " | ".join(_number(scores[m]) for m in metrics) + " |"
             for split, scores in record.scores.items()
         ),
         recipe=config["recipe"]["name"],
@@ -109,3 +110,7 @@ def model_card(record: RunRecord) -> ModelCard:
 
 def _cell(value: object) -> str:
     return html.escape(str(value), quote=False).replace("|", "\\|").replace("\n", " ")
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None or not math.isfinite(value) else f"{value:.4f}"

@@ -146,11 +146,18 @@ def test_all_batches_but_one_are_full(lengths: list[int], batch_size: int, seed:
 
 
 @given(LENGTHS, SIZES, SEEDS)
-def test_most_padded_tokens_come_first(lengths: list[int], batch_size: int, seed: int) -> None:
-    costs = [
-        len(batch) * max(lengths[row] for row in batch) for batch in LengthGroupedBatches(lengths, batch_size, seed)
-    ]
+def test_most_padded_tokens_of_full_batches_come_first(lengths: list[int], batch_size: int, seed: int) -> None:
+    batches = list(LengthGroupedBatches(lengths, batch_size, seed))
+    full = [batch for batch in batches if len(batch) == batch_size] or batches
+    costs = [batch_size * max(lengths[row] for row in batch) for batch in full]
     assert costs[0] == max(costs)
+
+
+def test_a_short_batch_comes_last_even_if_it_has_most_padded_tokens() -> None:
+    lengths = [1] * 100 + [60]  # two stretches of 50 batches; whichever holds the long row, it may be the short batch
+    for seed in range(20):
+        sizes = [len(batch) for batch in LengthGroupedBatches(lengths, 2, seed)]
+        assert sizes == [2] * 50 + [1]
 
 
 def test_rows_of_one_stretch_are_grouped_by_length() -> None:
@@ -272,6 +279,29 @@ def test_order_depends_on_seed_and_epoch_alone(kind: int) -> None:
     assert list(one) == first
     same.set_epoch(3)
     assert list(same) == third
+
+
+@pytest.mark.parametrize("epoch", [0, 1, 5])
+@pytest.mark.parametrize("seed", range(5))
+def test_the_short_batch_of_a_length_grouped_epoch_comes_last(seed: int, epoch: int) -> None:
+    sampler = LengthGroupedBatches([1 + (37 * index) % 50 for index in range(83)], 8, seed)
+    sampler.set_epoch(epoch)
+    assert [len(batch) for batch in sampler] == [8] * 10 + [3]
+
+
+@pytest.mark.parametrize("epoch", [0, 1, 5])
+@pytest.mark.parametrize("seed", range(5))
+def test_short_batches_of_a_class_balanced_epoch_come_last(seed: int, epoch: int) -> None:
+    labels = [0] * 60 + [1, 2, 2, 3, 3, 3]  # a batch of small classes alone holds fewer than 8 rows
+    sampler = ClassBalancedBatches(labels, 8, per_class=4, seed=seed)
+    sampler.set_epoch(epoch)
+    short = [len(batch) < 8 for batch in sampler]
+    assert short == sorted(short)
+
+
+def test_a_class_balanced_epoch_can_have_a_short_batch() -> None:
+    batches = [list(ClassBalancedBatches([0] * 60 + [1, 2, 2, 3, 3, 3], 8, per_class=4, seed=s)) for s in range(20)]
+    assert any(len(batch) < 8 for epoch in batches for batch in epoch)
 
 
 @pytest.mark.parametrize("kind", [0, 1])

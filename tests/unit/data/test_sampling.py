@@ -187,6 +187,33 @@ def test_missing_dev_comes_from_unused_rows() -> None:
     assert chosen.notes == ("dev: 100 unused rows of the training split, because there is no dev split to use",)
 
 
+def repeating(pairs: bool = False) -> Examples:
+    """120 rows of 40 texts; with pairs, the first texts are 4 and the second ones tell rows apart."""
+    ids = tuple(map(str, range(120)))
+    texts = tuple(f"text {index % (4 if pairs else 40)}" for index in range(120))
+    return Examples(ids, texts, tuple(f"pair {i % 40}" for i in range(120)) if pairs else None, (0, 1, 2) * 40)
+
+
+def contents(rows: Examples) -> list[tuple[str, str]]:
+    return list(zip(rows.texts, rows.pairs or [""] * len(rows), strict=True))
+
+
+@pytest.mark.parametrize("pairs", [False, True])
+@pytest.mark.parametrize("seed", range(5))
+def test_rows_taken_from_unused_ones_hold_no_text_of_train(seed: int, pairs: bool) -> None:
+    chosen = select(dataset(train=repeating(pairs)), train_rows=20, seed=seed)
+    assert not set(contents(chosen.train)) & {*contents(chosen.dev), *contents(chosen.test)}
+
+
+@pytest.mark.parametrize("pairs", [False, True])
+@pytest.mark.parametrize("seed", range(5))
+def test_rows_taken_from_unused_ones_hold_no_text_twice(seed: int, pairs: bool) -> None:
+    chosen = select(dataset(train=repeating(pairs)), train_rows=20, seed=seed)
+    taken = contents(chosen.dev) + contents(chosen.test)
+    assert len(chosen.dev) >= 10 and len(chosen.test) >= 10  # of 40 texts train holds at most 20
+    assert len(set(taken)) == len(taken)
+
+
 def test_missing_test_makes_the_published_dev_the_test() -> None:
     dev = classes([0, 1], "dev")
     chosen = select(dataset(train=THREE, dev=dev), train_rows=150)

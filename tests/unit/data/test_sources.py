@@ -131,6 +131,8 @@ def test_numeric_labels_sort_as_numbers(tmp_path: Path) -> None:
         ("hypothesis,premise,label", "1", "0", "2"),
         ("question1,question2,class", "0", "1", "2"),
         ("query,intent", "0", None, "1"),
+        ("Sentence1,Sentence2,Label", "0", "1", "2"),
+        ("PREMISE, Hypothesis,label", "0", "1", "2"),
     ],
 )
 def test_columns_are_found_by_name(tmp_path: Path, header: str, text: str, pair: str | None, label: str) -> None:
@@ -143,6 +145,23 @@ def test_columns_are_found_by_name(tmp_path: Path, header: str, text: str, pair:
     assert (rows.pairs and rows.pairs[0]) == (pair and f"0{pair}")
     found = next(i for i, name in enumerate(place) if name.lower() in ("label", "target", "class", "intent"))
     assert dataset.label_names == (f"0{found}", f"1{found}")
+
+
+def test_spaces_around_a_label_are_no_part_of_its_name(tmp_path: Path) -> None:
+    dataset = load_dataset(write_csv(tmp_path / "t.csv", "text,label\na, pos\nb,neg \nc,pos\n"))
+    assert (dataset.label_names, dataset.splits["train"].labels) == (("neg", "pos"), (1, 0, 1))
+
+
+def test_whole_floats_are_named_like_integers(tmp_path: Path) -> None:
+    path = write_parquet(tmp_path / "t.parquet", {"text": ["a", "b", "c"], "label": [0.0, 10.0, 2.0]})
+    dataset = load_dataset(path)
+    assert (dataset.task, dataset.label_names) == ("classification", ("0", "2", "10"))
+
+
+def test_a_score_that_means_no_label_is_refused(tmp_path: Path) -> None:
+    path = write_csv(tmp_path / "t.csv", "text,score\na,0.5\nb,-100\n")
+    with pytest.raises(DataError, match=r"row 2 \(line 3\): a score of -100 means 'no label' in training; rescale"):
+        load_dataset(path)
 
 
 def test_named_columns_win_over_inferred_ones(tmp_path: Path) -> None:

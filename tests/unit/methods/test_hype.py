@@ -301,6 +301,17 @@ def test_noise_that_half_precision_states_round_away_is_refused_with_the_smalles
     assert f"use at least {usable} times their root mean square, float32 weights, or relative: true." in text
 
 
+def test_noise_that_float32_states_round_away_is_refused() -> None:
+    wrapper = RegularizedModel(calm(dtype=torch.float32), [HyPe(noise_std=1e-12)])
+    with pytest.raises(MethodError, match=r"^hype\.noise_std 1e-12 is rounded away by the float32 hidden states"):
+        wrapper(**tiny_batch("bert"))
+
+
+def test_the_papers_noise_is_kept_by_float32_states() -> None:
+    wrapper = RegularizedModel(calm(dtype=torch.float32), [HyPe(noise_std=1e-5)])
+    assert torch.isfinite(wrapper(**tiny_batch("bert")).loss) and wrapper.notices == []
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_noise_that_half_precision_states_keep_is_accepted(dtype: torch.dtype) -> None:
     model = calm(dtype=dtype)

@@ -1,0 +1,155 @@
+"""Recipes: bundled ones build and say where each value comes from; stacks merge or are refused."""
+
+from pathlib import Path
+
+import pytest
+
+from steadytune.methods import SCL, HyPe
+from steadytune.methods.contract import MethodError
+from steadytune.recipes import Dropout, Recipe, RecipeError, bundled_recipes, load_recipe
+
+BUNDLED = ["hype", "plain", "scl", "paper/hype", "paper/scl"]
+
+
+def write(path: Path, text: str) -> str:
+    path.write_text(text, encoding="utf-8")
+    return str(path)
+
+
+# -- bundled ----------------------------------------------------------------------------------------------------------
+
+
+def test_every_bundled_recipe_is_listed_by_its_name() -> None:
+    assert [recipe.name for recipe in bundled_recipes()] == BUNDLED
+
+
+@pytest.mark.parametrize("name", BUNDLED)
+def test_a_bundled_recipe_builds_the_methods_it_names(name: str) -> None:
+    recipe = load_recipe(name)
+    assert [method.key for method in recipe.build()] == list(recipe.methods)
+
+
+@pytest.mark.parametrize("name", BUNDLED)
+def test_every_value_of_a_bundled_recipe_has_an_origin_and_every_origin_a_value(name: str) -> None:
+    recipe = load_recipe(name)
+    values = {f"{key}.{setting}" for key, settings in recipe.methods.items() for setting in settings}
+    values |= {f"dropout.{kind}" for kind, value in recipe.dropout if value is not None}
+    assert set(recipe.origin) == values and all(recipe.origin.values())
+
+
+@pytest.mark.parametrize("name", BUNDLED)
+def test_a_bundled_recipe_has_a_title(name: str) -> None:
+    assert load_recipe(name).title
+
+
+def test_the_plain_recipe_has_nothing_in_it() -> None:
+    plain = load_recipe("plain")
+    assert (plain.methods, plain.dropout) == ({}, Dropout())
+
+
+def test_the_papers_scl_has_the_published_values() -> None:
+    assert load_recipe("paper/scl").build() == (SCL(weight=0.9, temperature=0.3),)
+
+
+def test_the_papers_hype_has_the_published_noise() -> None:
+    assert load_recipe("paper/hype").build() == (HyPe(noise_std=1e-5, distribution="normal"),)
+
+
+def test_the_papers_hype_switches_hidden_dropout_off() -> None:
+    assert load_recipe("paper/hype").dropout == Dropout(hidden=0, attention=None)
+
+
+# -- stacks -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_stack_holds_the_parts_in_order() -> None:
+    one, other, both = load_recipe("hype"), load_recipe("scl"), load_recipe("hype+scl")
+    assert (both.name, list(both.methods)) == ("hype+scl", ["hype", "scl"])
+    assert both.methods == {**one.methods, **other.methods}
+    assert both.origin == {**one.origin, **other.origin}
+
+
+def test_a_stack_keeps_the_dropout_that_one_part_sets() -> None:
+    assert load_recipe("scl+hype").dropout == Dropout(hidden=0)
+
+
+def test_parts_that_set_dropout_alike_stack(tmp_path: Path) -> None:
+    mine = write(tmp_path / "mine.yaml", "name: mine\ndropout: {hidden: 0.0, attention: 0.2}\n")
+    assert load_recipe(f"hype+{mine}").dropout == Dropout(hidden=0, attention=0.2)
+
+
+def test_contradicting_dropout_is_refused_with_both_recipes_named(tmp_path: Path) -> None:
+    mine = write(tmp_path / "mine.yaml", "name: mine\ndropout: {hidden: 0.1}\n")
+    with pytest.raises(RecipeError, match=r"^recipes 'hype' and 'mine' set dropout\.hidden differently: 0 and 0\.1\.$"):
+        load_recipe(f"hype+{mine}")
+
+
+def test_a_method_named_twice_is_refused() -> None:
+    with pytest.raises(RecipeError, match=r"^recipes 'scl' and 'paper/scl' both set the method 'scl'; name it once"):
+        load_recipe("scl+paper/scl")
+
+
+# -- files and names --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text", ["1e-5", "1E-5", "1.0e-5", "0.00001"])
+def test_a_number_may_be_written_as_people_write_it(text: str, tmp_path: Path) -> None:
+    mine = write(tmp_path / "mine.yaml", f"name: mine\nmethods:\n  hype: {{noise_std: {text}}}\n")
+    assert load_recipe(mine).methods == {"hype": {"noise_std": 0.00001}}
+
+
+def test_a_misspelt_recipe_is_suggested() -> None:
+    with pytest.raises(RecipeError, match=r"^unknown recipe 'hyp'; did you mean 'hype'\?$"):
+        load_recipe("hyp")
+
+
+def test_a_recipe_like_no_other_is_answered_with_the_list() -> None:
+    with pytest.raises(RecipeError, match=r"^unknown recipe '12345'; bundled are hype, paper/hype, paper/scl, plain"):
+        load_recipe("12345")
+
+
+def test_a_recipe_file_that_is_missing_is_named() -> None:
+    with pytest.raises(RecipeError, match=r"^recipe file nowhere\.yaml does not exist\.$"):
+        load_recipe("nowhere.yaml")
+
+
+def test_an_unknown_method_is_suggested(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"^unknown method 'hyp'; did you mean 'hype'\?$"):
+        load_recipe(write(tmp_path / "mine.yaml", "name: mine\nmethods:\n  hyp: {}\n"))
+
+
+# -- one setting changed ----------------------------------------------------------------------------------------------
+
+
+def test_a_changed_setting_says_that_the_user_gave_it() -> None:
+    changed = load_recipe("scl").with_setting("scl", "temperature", 0.1)
+    assert changed.methods["scl"]["temperature"] == 0.1
+    assert changed.origin["scl.temperature"] == "given by the user"
+
+
+def test_a_changed_setting_leaves_the_others_and_the_recipe_it_came_from() -> None:
+    before = load_recipe("scl")
+    changed = before.with_setting("scl", "temperature", 0.1)
+    assert before == load_recipe("scl")
+    assert changed.methods["scl"]["weight"] == before.methods["scl"]["weight"]
+    assert changed.origin["scl.weight"] == before.origin["scl.weight"]
+
+
+def test_a_changed_dropout_says_that_the_user_gave_it() -> None:
+    changed = load_recipe("plain").with_setting("dropout", "attention", 0.2)
+    assert (changed.dropout, changed.origin) == (Dropout(attention=0.2), {"dropout.attention": "given by the user"})
+
+
+def test_a_dropout_out_of_range_is_refused_by_name() -> None:
+    with pytest.raises(RecipeError, match=r"^dropout\.hidden must be less than 1; got 1\."):
+        load_recipe("plain").with_setting("dropout", "hidden", 1)
+
+
+def test_a_setting_of_a_part_that_is_not_there_is_refused() -> None:
+    with pytest.raises(RecipeError, match=r"^recipe 'scl' has no part 'hype' to set; its parts are scl, dropout, run"):
+        load_recipe("scl").with_setting("hype", "noise_std", 1)
+
+
+def test_a_setting_that_a_method_lacks_is_refused_when_it_is_built() -> None:
+    with pytest.raises(MethodError, match="wieght"):
+        Recipe(name="mine", methods={"scl": {"wieght": 0.5}}).build()
