@@ -266,7 +266,7 @@ RECIPES: dict[str, Case] = {
         ON_REVIEWS + " --set run.epochs=.inf",
         ("run.epochs must be a finite number", "got inf"),
     ),
-    "infinite dropout": (nothing, ON_REVIEWS + " --set dropout.hidden=nan", ("dropout.hidden must be", "got nan")),
+    "infinite dropout": (nothing, ON_REVIEWS + " --set dropout.hidden=nan", ("dropout.hidden must be", "nan")),
     "more per class than a batch holds": (
         nothing,
         ON_REVIEWS + " --batch-size 4 --set run.examples_per_class=8",
@@ -292,7 +292,7 @@ USAGE: dict[str, Case] = {
     "missing argument": (nothing, "evaluate", ("missing argument 'model'", "steadytune evaluate --help")),
     "text for a number": (nothing, ON_REVIEWS + " --epochs abc", ("--epochs must be a valid number; got 'abc'",)),
     "negative epochs": (nothing, ON_REVIEWS + " --epochs=-1", ("--epochs must be greater than 0", "got -1")),
-    "epochs that are no number": (nothing, ON_REVIEWS + " --epochs nan", ("--epochs must be", "got nan")),
+    "epochs that are no number": (nothing, ON_REVIEWS + " --epochs nan", ("--epochs must be", "nan")),
     "empty batch": (nothing, ON_REVIEWS + " --batch-size 0", ("--batch-size must be", "1; got 0")),
     "negative seed": (nothing, ON_REVIEWS + " --seed=-1", ("--seed must be", "0; got -1")),
     "unknown task": (

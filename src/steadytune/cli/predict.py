@@ -95,6 +95,7 @@ def predict(
         _check_output(Path(output))
     quiet_libraries()
     task, network, tokenizer = _load(model)
+    notes: tuple[str, ...] = ()
     if text:
         rows = Examples(tuple(str(i + 1) for i in range(len(text))), tuple(text))
     else:
@@ -106,10 +107,9 @@ def predict(
             pair_column=pair_column or _column(trained, "pair_column", data),
             require_labels=False,
         )
-        for note in dataset.notes:
-            err.print(f"note: {note}", markup=False, soft_wrap=True)
         if len(dataset.splits) > 1:
             raise DataError(f"{data} has several splits; name one file of texts.")
+        notes = dataset.notes
         rows = next(iter(dataset.splits.values()))
     length = max_length or _trained_length(model, tokenizer)
     logits = _logits(network, tokenizer, task, rows, length, batch_size)
@@ -119,6 +119,8 @@ def predict(
     ]
     if output is not None:
         _write(Path(output), answers)
+        for note in notes:
+            err.print(f"note: {note}", markup=False, soft_wrap=True)
         err.print(f"wrote {len(answers)} rows to {output}", markup=False)
     elif as_json:
         for answer in answers:
