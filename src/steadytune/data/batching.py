@@ -48,6 +48,16 @@ class Encoded(TorchDataset[dict[str, Any]]):
     def __post_init__(self) -> None:
         object.__setattr__(self, "lengths", [len(tokens) for tokens in self.input_ids])
 
+    def first(self, count: int) -> "Encoded":
+        """At most so many of the first rows.
+
+        Args:
+            count: how many.
+        """
+        segments = None if self.token_type_ids is None else self.token_type_ids[:count]
+        labels = None if self.labels is None else self.labels[:count]
+        return Encoded(self.ids[:count], self.input_ids[:count], segments, labels, self.truncated_rows)
+
     def __len__(self) -> int:
         return len(self.ids)
 
@@ -139,7 +149,8 @@ class PaddingCollator:
 class LengthGroupedBatches(Sampler[list[int]]):
     """Batches of rows of like length, every row once per epoch.
 
-    Rows are shuffled, sorted by length within stretches of 50 batches, cut into batches, and the batches shuffled. The
+    Rows are shuffled, sorted by length within stretches of at most 50 batches and a quarter of the rows, cut into
+    batches, and the batches shuffled. One stretch over a small set would give the same batches in every epoch. The
     batch with most padded tokens comes first, so that too little memory shows at once. A batch with fewer rows than
     the others comes last: where processes share batches, accelerate drops what stands beside a short one.
 
@@ -177,7 +188,7 @@ class LengthGroupedBatches(Sampler[list[int]]):
         words = _Words(self.seed, _LENGTH_STREAM, self.epoch)
         order = words.shuffled(range(len(self.lengths)))
         batches: list[list[int]] = []
-        stretch = MEGA_BATCH * self.batch_size
+        stretch = self.batch_size * max(1, min(MEGA_BATCH, len(order) // (4 * self.batch_size)))
         for start in range(0, len(order), stretch):
             rows = sorted(order[start : start + stretch], key=lambda row: -self.lengths[row])
             batches += [rows[i : i + self.batch_size] for i in range(0, len(rows), self.batch_size)]

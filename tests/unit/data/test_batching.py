@@ -161,15 +161,25 @@ def test_a_short_batch_comes_last_even_if_it_has_most_padded_tokens() -> None:
 
 
 def test_rows_of_one_stretch_are_grouped_by_length() -> None:
-    lengths = [1 + index % 40 for index in range(400)]  # 50 batches of 8: one stretch
-    for batch in LengthGroupedBatches(lengths, 8, seed=0):
-        assert max(lengths[row] for row in batch) - min(lengths[row] for row in batch) <= 1
+    lengths = [1 + index % 2 * 39 for index in range(1600)]  # four stretches of 50 batches of 8
+    mixed = [batch for batch in LengthGroupedBatches(lengths, 8, seed=0) if len({lengths[row] for row in batch}) > 1]
+    assert len(mixed) <= 4  # at most where a stretch goes over from long to short
 
 
 def test_grouping_saves_most_of_the_padding() -> None:
     lengths = [1 + (37 * index) % 100 for index in range(1000)]
     padded = sum(len(batch) * max(lengths[row] for row in batch) for batch in LengthGroupedBatches(lengths, 16, seed=0))
-    assert padded < 1.05 * sum(lengths)
+    assert padded < 1.1 * sum(lengths)  # batches of chance have 1.87 times
+
+
+@pytest.mark.parametrize("rows", [64, 100, 320])
+def test_a_small_set_meets_other_batches_in_every_epoch(rows: int) -> None:
+    sampler = LengthGroupedBatches([1 + index % 30 for index in range(rows)], 16, seed=0)
+    epochs = []
+    for epoch in range(4):
+        sampler.set_epoch(epoch)
+        epochs.append({frozenset(batch) for batch in sampler})
+    assert all(not one & other for number, one in enumerate(epochs) for other in epochs[:number])
 
 
 # Batches with several rows per class ----------------------------------------------------------------------------------
@@ -332,7 +342,7 @@ def test_order_of_a_seed_never_changes() -> None:
     assert list(ClassBalancedBatches([0, 1] * 4, 4, per_class=2, seed=0)) == FROZEN["class"]
 
 
-FROZEN: dict[str, list[list[int]]] = {"length": [[5, 0], [3, 1], [2, 4]], "class": [[7, 5, 0, 6], [1, 3, 4, 2]]}
+FROZEN: dict[str, list[list[int]]] = {"length": [[5, 1], [0, 4], [2, 3]], "class": [[7, 5, 0, 6], [1, 3, 4, 2]]}
 
 
 def test_no_rows_give_no_batches() -> None:
