@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ import torch
 from transformers import AutoModelForSequenceClassification
 from transformers.utils import logging
 
-from steadytune import SCL, HyPe, RegularizedModel
+from steadytune import ASA, CAT, LNSR, SCL, HyPe, RegularizedModel
 from steadytune.encoders.bundled import bundled_encoder
 from steadytune.encoders.families import dropout_settings
 from steadytune.methods import Method
@@ -43,14 +44,23 @@ class Variant:
     floor: float
 
 
+NOISE = HyPe(noise_std=1e-2)
+FOUR = (SCL(), CAT(epsilon=1.0), LNSR(), NOISE)
 VARIANTS = (
     Variant("plain", None, 0.1, 1.0),
     Variant("wrapper without method", (), 0.1, 1.0),
     Variant("scl", (SCL(),), 0.1, 1.0),
-    Variant("hype", (HyPe(noise_std=1e-2),), 0.1, 1.0),
-    Variant("scl+hype", (SCL(), HyPe(noise_std=1e-2)), 0.1, 1.0),
+    Variant("hype", (NOISE,), 0.1, 1.0),
+    Variant("scl+hype", (SCL(), NOISE), 0.1, 1.0),
+    Variant("lnsr", (LNSR(),), 0.1, 2.0),
+    Variant("lnsr from the middle", (LNSR(injection_layer=3),), 0.1, 1.5),
+    Variant("cat", (CAT(epsilon=1.0),), 0.1, 7 / 3),
+    Variant("consistency", (ASA(adversary="none"),), 0.1, 2.0),
+    Variant("asa", (ASA(),), 0.1, 2.13),
+    Variant("scl+cat+lnsr+hype", FOUR, 0.1, 10 / 3),
+    Variant("scl+cat+lnsr+hype+asa", (*FOUR, ASA()), 0.1, 10 / 3 + 1.13),
     Variant("plain, no hidden dropout", None, 0.0, 1.0),
-    Variant("hype, no hidden dropout", (HyPe(noise_std=1e-2),), 0.0, 1.0),
+    Variant("hype, no hidden dropout", (NOISE,), 0.0, 1.0),
 )
 
 
@@ -79,14 +89,16 @@ def timed(variant: Variant, model: Any, inputs: dict[str, torch.Tensor], steps: 
     wrapped = None if variant.methods is None else RegularizedModel(model, variant.methods)
     trained = model if wrapped is None else wrapped
     trained.train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-9, fused=True)
+    groups = model.parameters() if wrapped is None else wrapped.parameter_groups(lr=1e-9)
+    clip = partial(torch.nn.utils.clip_grad_norm_, model.parameters()) if wrapped is None else wrapped.clip_grad_norm_
+    optimizer = torch.optim.AdamW(groups, lr=1e-9, fused=True)
     start = 0.0
     for number in range(steps + 1):
         if number == 1:
             _wait()
             start = time.perf_counter()
         trained(**inputs).loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        clip(1.0)
         optimizer.step()
         optimizer.zero_grad()
     _wait()

@@ -12,7 +12,15 @@ from steadytune.methods.contract import Context, Method, Mix, Pass, Step
 
 
 @dataclass(frozen=True, kw_only=True)
-class LogitPenalty(Method):
+class Dummy(Method):
+    """A method whose fields may be of any kind; those of a real one are settings and are checked as such."""
+
+    def __post_init__(self) -> None:
+        pass
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogitPenalty(Dummy):
     """Mean square of the logits: a term that is a mean over examples and needs no pass of its own."""
 
     key: ClassVar[str] = "logit_penalty"
@@ -26,7 +34,7 @@ class LogitPenalty(Method):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Consistency(Method):
+class Consistency(Dummy):
     """Squared distance of the logits of two passes that differ in their dropout."""
 
     key: ClassVar[str] = "consistency"
@@ -49,7 +57,7 @@ class Twin(Consistency):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Suffix(Method):
+class Suffix(Dummy):
     """Squared distance of the states above a layer to those after noise at its entrance, with one dropout for both."""
 
     key: ClassVar[str] = "suffix"
@@ -79,7 +87,7 @@ def embedding_of(output: PassOutput) -> Tensor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Probe(Method):
+class Probe(Dummy):
     """Label loss on the clean pass and on one whose embeddings are moved along the clean gradient."""
 
     key: ClassVar[str] = "probe"
@@ -98,7 +106,7 @@ class Probe(Method):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Owner(Method):
+class Owner(Dummy):
     """Owns a projection of the sentence vector and pulls it towards zero."""
 
     key: ClassVar[str] = "owner"
@@ -114,7 +122,7 @@ class Owner(Method):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scorer(Method):
+class Scorer(Dummy):
     """A learned additive bias on the attention scores of a second pass: the attention site with own parameters."""
 
     key: ClassVar[str] = "scorer"
@@ -141,7 +149,7 @@ class Scorer(Method):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Fails(Method):
+class Fails(Dummy):
     """Raises inside a pass, at the entrance of layer 1, while the switch is on."""
 
     key: ClassVar[str] = "fails"
@@ -159,7 +167,7 @@ class Fails(Method):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Watch(Method):
+class Watch(Dummy):
     """Keeps what `look` finds in a step, for the test to read; adds nothing."""
 
     key: ClassVar[str] = "watch"

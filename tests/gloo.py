@@ -1,10 +1,13 @@
 """What each of two processes computes in tests/integration/test_two_processes.py; importable by a spawned process."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
@@ -12,7 +15,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from dummies import LogitPenalty, Owner
-from steadytune.methods import SCL
+from steadytune.methods import ASA, CAT, LNSR, SCL, HyPe, lnsr
 from steadytune.methods.contract import Method
 from steadytune.objective import RegularizedModel
 from tiny import gradients, rows_of, tiny_batch, tiny_model
@@ -46,6 +49,8 @@ class Case:
 EVEN, UNEVEN, ACCUMULATED = ((4,), (4,)), ((5,), (3,)), ((3, 2), (1, 4))
 DEVICES = SCL(weight=0.9, gather_across_devices=True)
 BOTH = SCL(weight=0.9, gather_across_devices=True, gather_across_accumulation=True)
+CONTRAST = CAT(weight=0.4, epsilon=0.0, gather_across_devices=True, projection_dim=8)  # r belongs to a process
+EXACT_STACK = (DEVICES, CONTRAST, LNSR(weight=2.0), ASA(weight=0.5))
 CASES = {
     "plain, even": Case((), EVEN, items=False),
     "plain, uneven": Case((), UNEVEN),
@@ -61,9 +66,38 @@ CASES = {
     "SCL over devices, xlnet": Case((DEVICES,), UNEVEN, family="xlnet"),
     "SCL over both, accumulated": Case((BOTH,), ACCUMULATED),
     "SCL over both, one batch": Case((BOTH,), UNEVEN),
+    "LNSR, even": Case((LNSR(weight=2.0),), EVEN, items=False),
+    "LNSR, accumulated": Case((LNSR(weight=2.0, draws=2),), ACCUMULATED),
+    "LNSR, regression": Case((LNSR(weight=2.0, relative=False, normalize=False),), UNEVEN, regression=True),
+    "ASA, even": Case((ASA(),), EVEN, items=False),
+    "ASA, accumulated": Case((ASA(parameterization="normalized"),), ACCUMULATED),
+    "ASA, regression": Case((ASA(protect="none"),), UNEVEN, regression=True),
+    "ASA on half of the layers": Case((ASA(layers=(1,), rank=4),), UNEVEN),
+    "ASA that begins later": Case((ASA(start_step=1),), UNEVEN),
+    "ASA, deberta": Case((ASA(),), UNEVEN, family="deberta-v2"),
+    "CAT over devices, even": Case((CONTRAST,), EVEN, items=False),
+    "CAT over devices, even, items": Case((CONTRAST,), EVEN),
+    "CAT over devices, uneven": Case((CONTRAST,), UNEVEN),
+    "CAT over devices, xlnet": Case((CONTRAST,), UNEVEN, family="xlnet"),
+    "the stack": Case(EXACT_STACK, UNEVEN),
 }
-LOCAL = "SCL without gathering"
-LOCAL_CASES = {LOCAL: Case((SCL(weight=0.9),), EVEN, items=False)}
+LOCAL_CASES = {
+    "SCL without gathering": Case((SCL(weight=0.9),), EVEN, items=False),
+    "CAT without gathering": Case((CAT(weight=0.4, epsilon=0.0, projection_dim=8),), EVEN, items=False),
+    "CAT with a perturbation": Case((CAT(weight=0.0, epsilon=0.5),), EVEN, items=False),
+}
+TRAINED = {  # several steps with everything that differs between processes: rows, dropout, noise, perturbation
+    "the stack": (
+        SCL(weight=0.5, gather_across_devices=True),
+        CAT(weight=0.3, epsilon=0.5, gather_across_devices=True, projection_dim=8),
+        HyPe(noise_std=0.05),
+        LNSR(),
+        ASA(target_mask_fraction=0.2),
+    ),
+    "ASA that begins later": (ASA(start_step=1),),
+    "CAT over micro-batches": (CAT(epsilon=0.5, projection_dim=8),),
+}
+STEPS = 3
 
 
 def model_of(case: Case) -> RegularizedModel:
@@ -76,6 +110,17 @@ def model_of(case: Case) -> RegularizedModel:
 def batch_of(case: Case) -> dict[str, Tensor]:
     """All rows of a step; process 0 has the first ones."""
     return tiny_batch(case.family, rows=case.rows, regression=case.regression)
+
+
+@contextmanager
+def constant_noise() -> Iterator[None]:
+    """LNSR's noise depends on the state alone, so a row has the same one in every process."""
+
+    def draw(states: Tensor, real: Tensor, **settings: Any) -> Tensor:
+        return settings["scale"] * states.detach().roll(1, dims=-1) * real[..., None]
+
+    with patch.object(lnsr, "draw_perturbation", draw):
+        yield
 
 
 def _step(case: Case, rank: int) -> dict[str, Tensor]:
@@ -92,6 +137,22 @@ def _step(case: Case, rank: int) -> dict[str, Tensor]:
     return gradients(model)
 
 
+def _trained(methods: tuple[Method, ...], rank: int) -> dict[str, dict[str, Tensor]]:
+    """Gradients of the last of several steps, and the own parameters before and after them."""
+    wrapped = RegularizedModel(tiny_model("bert", depth=2), methods)
+    data_parallel = DistributedDataParallel(wrapped)
+    optimizer = torch.optim.AdamW(wrapped.parameter_groups(1e-2))
+    before = {name: p.detach().clone() for name, p in wrapped.method_modules.named_parameters()}
+    torch.manual_seed(rank)
+    for step in range(STEPS):
+        optimizer.zero_grad()
+        data_parallel(**tiny_batch("bert", rows=3 + rank, seed=2 * step + rank)).loss.backward()
+        wrapped.clip_grad_norm_(1.0)
+        optimizer.step()
+    after = {name: p.detach() for name, p in wrapped.named_parameters()}
+    return {"gradients": gradients(wrapped), "before": before, "after": after}
+
+
 def work(rank: int, folder: str) -> None:
     """Compute every case and save the gradients of this process.
 
@@ -105,7 +166,9 @@ def work(rank: int, folder: str) -> None:
         "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=WORLD, timeout=timedelta(seconds=60)
     )
     try:
-        results = {name: _step(case, rank) for name, case in {**CASES, **LOCAL_CASES}.items()}
-        torch.save(results, Path(folder) / f"{rank}.pt")
+        with constant_noise():
+            results = {name: _step(case, rank) for name, case in {**CASES, **LOCAL_CASES}.items()}
+        trained = {name: _trained(methods, rank) for name, methods in TRAINED.items()}
+        torch.save({"one step": results, "trained": trained}, Path(folder) / f"{rank}.pt")
     finally:
         dist.destroy_process_group()

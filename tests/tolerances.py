@@ -20,5 +20,14 @@ ROUNDED = {torch.bfloat16: 1e-4, torch.float16: 1e-4}
 ENCODER_ROUNDED = {torch.bfloat16: 0.05}
 """Relative, for a loss of a tiny encoder that ran under autocast to this dtype."""
 
+OTHER_ENCODER = 2e-3
+"""Absolute, for a noise ratio near 0.05 of one random encoder against that of another; twice their spread."""
+
 STANDARD_ERRORS = 5.0
 """For a mean over random draws; a fixed seed makes the outcome the same in every run."""
+
+HALF_A_DIGIT = 0.5
+"""In units of the last digit that a source prints: what its rounding may hide."""
+
+MINIMIZED = 1e-6
+"""Relative, float64: where a search found a minimum; within the root of its rounding a smooth function is flat."""

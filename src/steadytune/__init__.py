@@ -6,7 +6,10 @@ from typing import TYPE_CHECKING, Any
 from steadytune.methods import METHODS
 
 if TYPE_CHECKING:
+    from steadytune.methods.asa import ASA
+    from steadytune.methods.cat import CAT
     from steadytune.methods.hype import HyPe
+    from steadytune.methods.lnsr import LNSR
     from steadytune.methods.scl import SCL
     from steadytune.objective import RegularizedModel, StepOutput
     from steadytune.training.trainer import RegularizedTrainer
@@ -19,7 +22,7 @@ _HOMES = {
     "StepOutput": "steadytune.objective",
 } | {name: f"steadytune.methods.{key}" for key, name in METHODS.items()}
 
-__all__ = ["SCL", "HyPe", "RegularizedModel", "RegularizedTrainer", "StepOutput", "__version__"]
+__all__ = ["ASA", "CAT", "LNSR", "SCL", "HyPe", "RegularizedModel", "RegularizedTrainer", "StepOutput", "__version__"]
 
 
 def __getattr__(name: str) -> Any:

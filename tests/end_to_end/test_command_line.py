@@ -200,6 +200,20 @@ def test_doctor_says_what_can_act(workplace: Path, run: Run) -> None:
     assert facts["versions"]["torch"]
 
 
+def test_doctor_says_what_each_method_does_to_one_batch_and_costs(workplace: Path, run: Run) -> None:
+    found = json.loads(run("doctor encoder --json").out)["methods"]
+    assert {key for key, facts in found.items() if facts["gradient_change"] > 0} == set(METHODS)
+    assert {key for key, facts in found.items() if facts["step_time_ratio"] > 0} == set(METHODS)
+    assert {key for key, facts in found.items() if facts["telemetry"]} == set(METHODS)
+    assert {key: facts["passes"]["forward"] for key, facts in found.items()} == {
+        "asa": 2,
+        "cat": 2,
+        "hype": 1,
+        "lnsr": 2,
+        "scl": 1,
+    }
+
+
 # Around the commands --------------------------------------------------------------------------------------------------
 
 

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from dummies import Consistency, Fails, LogitPenalty, Owner, Probe, Scorer, Suffix, Twin, Watch, embedding_of
+from dummies import Consistency, Dummy, Fails, LogitPenalty, Owner, Probe, Scorer, Suffix, Twin, Watch, embedding_of
 from steadytune.encoders import Edits, SiteUnavailable
 from steadytune.methods import SCL, HyPe
 from steadytune.methods.contract import Method, MethodError, Mix, Step
@@ -33,7 +33,7 @@ TASKS = [pytest.param(False, id="classification"), pytest.param(True, id="regres
 
 
 @dataclass(frozen=True, kw_only=True)
-class Loss(Method):
+class Loss(Dummy):
     """A method with any loss, for facts that need no method of their own."""
 
     key: ClassVar[str] = "loss"
@@ -753,7 +753,7 @@ def with_owner() -> Iterator[RegularizedModel]:
 
 def test_own_parameters_have_a_group_of_their_own(with_owner: RegularizedModel) -> None:
     groups = {group["name"]: group["params"] for group in with_owner.parameter_groups(lr=1e-3, weight_decay=0.1)}
-    assert [id(p) for p in groups["methods"]] == [id(p) for p in with_owner.method_modules.parameters()]
+    assert [id(p) for p in groups["owner"]] == [id(p) for p in with_owner.method_modules.parameters()]
     every = [id(p) for params in groups.values() for p in params]
     assert len(every) == len(set(every)) and set(every) == {id(p) for p in with_owner.parameters()}
 
@@ -761,7 +761,7 @@ def test_own_parameters_have_a_group_of_their_own(with_owner: RegularizedModel) 
 def test_vectors_of_the_encoder_are_not_decayed(with_owner: RegularizedModel) -> None:
     groups = {group["name"]: group for group in with_owner.parameter_groups(lr=1e-3, weight_decay=0.1)}
     decay = {name: group["weight_decay"] for name, group in groups.items()}
-    assert decay == {"encoder": 0.1, "encoder, no decay": 0.0, "methods": 0.1}
+    assert decay == {"encoder": 0.1, "encoder, no decay": 0.0, "owner": 0.1}
     assert {p.ndim for p in groups["encoder, no decay"]["params"]} == {1}
 
 

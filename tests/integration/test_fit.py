@@ -223,10 +223,11 @@ def test_a_recipe_at_its_null_setting_gives_the_weights_of_plain(
     assert same_weights(toy.run(recipe_of(name, **settings)), plain)
 
 
-def test_two_recipes_meet_the_same_batches_and_the_same_dropout(toy: Toy) -> None:
+@pytest.mark.parametrize("name", ["scl", "lnsr+asa"])
+def test_two_recipes_meet_the_same_batches_and_the_same_dropout(name: str, toy: Toy) -> None:
     rate = 1e-12  # so that the weights stay and every step can be compared
     one = toy.run(recipe_of("plain"), logging_steps=1, learning_rate=rate, weight_decay=0.0)
-    other = toy.run(recipe_of("scl"), logging_steps=1, learning_rate=rate, weight_decay=0.0)
+    other = toy.run(recipe_of(name), logging_steps=1, learning_rate=rate, weight_decay=0.0)
     losses = [[line["task_loss"] for line in done.record.history if "task_loss" in line] for done in (one, other)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5) and len(set(losses[0])) == 20
     assert one.record.cost is not None and other.record.cost is not None
@@ -243,6 +244,103 @@ def test_a_run_in_bfloat16_ends_with_a_float32_model_near_that_of_float32(plain:
     assert not same_weights(low, plain)
     lines = [next(line["loss"] for line in done.record.history if "loss" in line) for done in (low, plain)]
     assert lines[0] == pytest.approx(lines[1], rel=0.05)
+
+
+# -- every bundled recipe ---------------------------------------------------------------------------------------------
+
+METHODS_OF: dict[str, dict[str, str | None]] = {  # by method, something that its telemetry must hold
+    "cat": {"cat": "loss_rise"},
+    "lnsr": {"lnsr": "relative_distance_layer_2"},
+    "asa": {"asa": "keep_rate"},
+    "scl+cat+lnsr+hype": {
+        "scl": "anchors_with_positive_fraction",
+        "cat": "loss_rise",
+        "lnsr": "relative_distance_layer_1",
+        "hype": "realized_noise_std",
+    },
+    "scl+cat+hype+lnsr+asa": {"scl": None, "cat": None, "hype": None, "lnsr": None, "asa": "price"},
+    "cat-control": {"cat": "cosine_of_views"},
+    "hype-control": {},
+    "lnsr-control-dropout": {"lnsr": "relative_distance_layer_1"},
+    "lnsr-control-noise": {"hype": "realized_noise_std"},
+    "asa-control-random": {"asa": "keep_rate"},
+    "consistency": {"asa": "divergence"},
+    "paper/cat": {"cat": "loss_rise"},
+    "paper/asa": {"asa": "keep_rate"},
+}
+UNITS = {  # plain is 3; each further pass costs 3, CAT's early gradient 1
+    "cat": 7,
+    "lnsr": 6,
+    "asa": 6,
+    "scl+cat+lnsr+hype": 10,
+    "scl+cat+hype+lnsr+asa": 13,
+    "cat-control": 6,
+    "hype-control": 3,
+    "lnsr-control-dropout": 6,
+    "lnsr-control-noise": 3,
+    "asa-control-random": 6,
+    "consistency": 6,
+    "paper/cat": 7,
+    "paper/asa": 6,
+}
+FEW: dict[str, Any] = {"min_steps": 2, "epochs": 0.1, "logging_steps": 1}
+
+
+@pytest.mark.parametrize("name", METHODS_OF)
+def test_a_bundled_recipe_trains_and_its_record_says_what_its_methods_did(name: str, toy: Toy) -> None:
+    record = toy.run(recipe_of(name), **FEW).record
+    assert record.status == "done" and record.cost is not None
+    assert record.cost.pass_units == pytest.approx(2 * UNITS[name])
+    terms = {key for key in METHODS_OF[name] if key != "hype"}
+    assert record.coefficients.keys() == {"task", *terms}
+    lines = [line for line in record.history if "loss" in line]
+    assert len(lines) == 2
+    for line in lines:
+        assert {f"{key}/term" for key in terms} <= line.keys()
+        assert {f"{key}/{value}" for key, value in METHODS_OF[name].items() if value} <= line.keys()
+        weighted = sum(record.coefficients[key] * line[f"{key}/term"] for key in terms)
+        assert line["loss"] == pytest.approx(record.coefficients["task"] * line["task_loss"] + weighted, rel=1e-5)
+
+
+def test_the_control_of_hype_is_its_recipe_without_the_noise(toy: Toy) -> None:
+    control = toy.run(recipe_of("hype-control"), **FEW)
+    silent = toy.run(recipe_of("hype", hype__noise_std=0.0), **FEW)
+    assert same_weights(control, silent) and control.record.dropout == silent.record.dropout
+
+
+def test_checkpointed_activations_give_the_same_stack(toy: Toy) -> None:
+    recipe = recipe_of("scl+cat+hype+lnsr+asa")
+    assert same_weights(toy.run(recipe, **FEW, gradient_checkpointing=True), toy.run(recipe, **FEW))
+
+
+@pytest.mark.parametrize("name", ["lnsr", "asa"])
+def test_a_penalty_at_its_null_setting_gives_the_weights_of_plain(name: str, plain: Done, toy: Toy) -> None:
+    assert same_weights(toy.run(recipe_of(name, **{f"{name}__weight": 0.0})), plain)
+
+
+@pytest.mark.parametrize("name", ["cat", "asa", "scl+cat+hype+lnsr+asa"])
+def test_no_parameter_of_a_method_is_exported(name: str, plain: Done, toy: Toy) -> None:
+    assert toy.run(recipe_of(name), **FEW).weights.keys() == plain.weights.keys()
+
+
+@pytest.fixture(scope="module")
+def numbers(toy: Toy) -> Path:
+    """A table whose labels are numbers."""
+    table, texts = toy.folder / "numbers.csv", texts_of(toy.data, "train")
+    pd.DataFrame({"text": texts, "label": [len(text) / 7 for text in texts]}).to_csv(table, index=False)
+    return table
+
+
+@pytest.mark.parametrize("name", ["cat", "lnsr", "asa", "cat+lnsr+hype+asa"])
+def test_a_method_without_classes_trains_on_numbers(name: str, numbers: Path, toy: Toy, tmp_path: Path) -> None:
+    record = fit(run_of(numbers, toy.model, recipe_of(name), **FEW), tmp_path / "out")
+    assert (record.task, record.status) == ("regression", "done")
+    assert set(record.coefficients) == {"task", *name.split("+")} - {"hype"}
+
+
+def test_a_stack_with_a_contrast_of_classes_refuses_numbers(numbers: Path, toy: Toy, tmp_path: Path) -> None:
+    with pytest.raises(MethodError, match="scl cannot act on a regression task"):
+        fit(run_of(numbers, toy.model, recipe_of("scl+cat+hype+lnsr+asa")), tmp_path / "out")
 
 
 # -- failures ---------------------------------------------------------------------------------------------------------

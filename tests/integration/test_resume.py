@@ -4,10 +4,12 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -20,11 +22,12 @@ from steadytune.records import RunRecord
 from steadytune.training import fit as fit_module
 from steadytune.training.fit import Progress, fit
 from steadytune.training.loading import RunError
+from steadytune.training.trainer import RegularizedTrainer
 from toyrun import recipe_of, run_of, write_data, write_model
 
 pytestmark = pytest.mark.usefixtures("imports_stay_out_of_garbage_collection")
 ALL_BATCHES = {"scl__gather_across_accumulation": True}
-RUNS: dict[str, Callable[..., RunConfig]] = {  # 20 or 8 steps and a checkpoint every 4; an epoch has 12 batches
+RUNS: dict[str, Callable[..., RunConfig]] = {  # 20, 12 or 8 steps and a checkpoint every 4; an epoch has 12 batches
     "plain": lambda *where: run_of(*where, recipe_of("plain")),
     "stack, accumulated": lambda *where: run_of(*where, recipe_of("scl+hype"), accumulation_steps=2, min_steps=8),
     "contrast over the accumulated": lambda *where: run_of(
@@ -33,6 +36,9 @@ RUNS: dict[str, Callable[..., RunConfig]] = {  # 20 or 8 steps and a checkpoint 
     "uneven groups": lambda *where: run_of(*where, recipe_of("scl", **ALL_BATCHES), accumulation_steps=5, min_steps=8),
     "class-balanced batches": lambda *where: run_of(
         *where, recipe_of("scl+hype"), examples_per_class=2, min_steps=8, epochs=0.5
+    ),
+    "full stack": lambda *where: run_of(
+        *where, recipe_of("scl+cat+hype+lnsr+asa", asa__target_mask_fraction=0.2), min_steps=12
     ),
 }
 
@@ -48,13 +54,32 @@ class Runs:
         self.where = (write_data(folder / "data"), write_model(folder / "encoder"))
         self.folder = folder
         self.unbroken = cache(self._unbroken)
+        self.own: dict[str, dict[str, Tensor]] = {}
+        """By configuration, what the methods owned when the unbroken run ended."""
 
     def config(self, name: str) -> RunConfig:
         return RUNS[name](*self.where)
 
     def _unbroken(self, name: str) -> tuple[RunRecord, dict[str, Tensor]]:
         output = self.folder / name
-        return fit(self.config(name), output), weights_of(output)
+        with own_parameters() as self.own[name]:
+            record = fit(self.config(name), output)
+        return record, weights_of(output)
+
+
+@contextmanager
+def own_parameters() -> Iterator[dict[str, Tensor]]:
+    """Parameters and buffers of the methods at the end of the training inside this block."""
+    found: dict[str, Tensor] = {}
+    train = RegularizedTrainer.train
+
+    def spied(self: RegularizedTrainer, *args: Any, **kwargs: Any) -> Any:
+        result = train(self, *args, **kwargs)
+        found.update(self.regularized_model.method_modules.state_dict())
+        return result
+
+    with patch.object(RegularizedTrainer, "train", spied):
+        yield found
 
 
 @pytest.fixture(scope="module")
@@ -157,13 +182,20 @@ def killed(config: RunConfig, output: Path, moment: str, number: int) -> None:
         assert process.wait() == -signal.SIGKILL
 
 
-def test_a_run_killed_inside_an_epoch_ends_with_the_weights_of_an_unbroken_one(runs: Runs, tmp_path: Path) -> None:
-    config, output = runs.config("plain"), tmp_path / "run"
+def test_a_run_killed_inside_an_epoch_ends_with_the_weights_and_own_parameters_of_an_unbroken_one(
+    runs: Runs, tmp_path: Path
+) -> None:
+    config, output = runs.config("full stack"), tmp_path / "run"
     killed(config, output, "step", 10)
     assert checkpoints_of(output) == {"checkpoint-4", "checkpoint-8"}
-    record, ran = repeated(config, output)
-    assert record.resumed_from_step == 8 and ran == list(range(9, 21))
-    assert_like_unbroken(record, output, runs.unbroken("plain"))
+    with own_parameters() as own:
+        record, ran = repeated(config, output)
+    assert record.resumed_from_step == 8 and ran == list(range(9, 13))
+    assert_like_unbroken(record, output, runs.unbroken("full stack"))
+    expected = runs.own["full stack"]
+    assert {name.split(".")[0] for name in expected} == {"cat", "asa"} and expected["asa.log_multiplier"] != 0
+    assert own.keys() == expected.keys()
+    assert [name for name in own if not torch.equal(own[name], expected[name])] == []
 
 
 def test_a_run_killed_while_it_writes_a_checkpoint_goes_on_from_the_one_before(runs: Runs, tmp_path: Path) -> None:

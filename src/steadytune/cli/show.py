@@ -81,21 +81,23 @@ def doctor(
     model: Annotated[str, typer.Argument(help="`bundled`, a local folder, or a name on the hub.")] = "bundled",
     as_json: options.Json = False,
 ) -> int:
-    """Say which sites a model offers and which methods can act on it, here.
+    """Say which sites a model offers, which methods can act on it, and what they do to one batch, here.
 
     Example: `steadytune doctor bundled`
     """
+    from dataclasses import asdict
+
     from steadytune.encoders import SITES, SiteUnavailable, describe
     from steadytune.encoders.families import family_of
-    from steadytune.training.loading import load_config, load_model, locate_model
+    from steadytune.training.diagnosis import diagnose, sample_batch
+    from steadytune.training.loading import load_config, load_model, load_tokenizer, locate_model
     from steadytune.training.surroundings import hardware, versions
 
     quiet_libraries()
     source = locate_model(model)
-    config = load_config(source)
-    family_of(config)  # refuses other families before their weights are read
-    classes = max(2, getattr(config, "num_labels", 2))
-    network = load_model(source, num_labels=classes, problem_type="single_label_classification")
+    family_of(load_config(source))  # refuses other families before their weights are read
+    batch, classes = sample_batch(load_tokenizer(source))
+    network = load_model(source, num_labels=len(classes), problem_type="single_label_classification")
     parts = describe(network)
     sites = {}
     for site in SITES:
@@ -104,14 +106,14 @@ def doctor(
             sites[site] = "available"
         except SiteUnavailable as reason:
             sites[site] = str(reason).split(": ", 1)[-1]
-    verdicts = _verdicts(network)
+    found = diagnose(network, batch)
     facts: dict[str, Any] = {
         "model": source.name,
         "family": parts.family.name,
         "layers": parts.depth,
         "dropout": parts.dropout,
         "sites": sites,
-        "methods": verdicts,
+        "methods": {key: asdict(diagnosis) for key, diagnosis in found.items()},
         "versions": versions(),
         "hardware": hardware(),
     }
@@ -122,31 +124,24 @@ def doctor(
     out.print(f"{source.name}: {parts.family.name}, {parts.depth} layers; dropout {dropout}", markup=False)
     out.print(table(["site", "here"], list(sites.items())))
     out.print()
-    out.print(table(["method", "here"], list(verdicts.items())))
+    rows = [
+        [key, diagnosis.verdict, *(_or_dash(value) for value in (diagnosis.gradient_change, diagnosis.step_time_ratio))]
+        for key, diagnosis in found.items()
+    ]
+    out.print(table(["method", "here", "gradient change", "step time"], rows))
+    out.print()
+    effects = [
+        [key, ", ".join(f"{name} {value:.3g}" for name, value in diagnosis.telemetry.items() if "_layer_" not in name)]
+        for key, diagnosis in found.items()
+        if diagnosis.telemetry
+    ]
+    out.print(table(["method", "what it did to one batch"], effects))
+    out.print(
+        f"One batch of {len(batch['labels'])} rows of `sample`, settings of the bundled recipe. gradient change: size "
+        "of what the method adds to a plain gradient, in units of that; step time: over a plain step, in turn."
+    )
     return 0
 
 
-def _verdicts(network: Any) -> dict[str, str]:
-    """For each method with a classification and a regression task: can act, or why not."""
-    from steadytune.encoders import SiteUnavailable
-    from steadytune.methods import METHODS, MethodError, method_class
-    from steadytune.objective import RegularizedModel
-    from steadytune.tasks import Regression, Task
-
-    found = {}
-    tasks: list[Task | None] = [None, Regression()]
-    for key in METHODS:
-        answers = []
-        for task in tasks:
-            try:
-                RegularizedModel(network, [method_class(key)()], task=task).close()
-                answers.append("")
-            except (MethodError, SiteUnavailable) as reason:
-                answers.append(str(reason))
-        if not any(answers):
-            found[key] = "can act"
-        elif not answers[0]:
-            found[key] = f"can act on classification; {answers[1]}"
-        else:
-            found[key] = answers[0]
-    return found
+def _or_dash(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"

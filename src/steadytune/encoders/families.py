@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
@@ -33,7 +33,11 @@ class Family:
         layers: path from the base model to the list of layers.
         attention: path from a layer to its attention block; keyword arguments of the layer reach it only if
             `passes_keywords`.
+        attention_norm: path from a layer to the norm between its input and its attention; "" if there is none.
         attention_end: path from a layer to the module whose output enters the feed-forward block ("inside").
+        final_norm: path from the base model to the norm after the last layer; "" if there is none.
+        bias_method: path from a layer to a method whose result is added to the attention scores; "" if keywords reach
+            them.
         passes_keywords: a keyword given to a layer reaches its attention function.
         batch_first: hidden states are (batch, tokens, dim), not (tokens, batch, dim).
         sentence_token: position of the token that the classification head reads.
@@ -47,7 +51,10 @@ class Family:
     name: str
     layers: str
     attention: str = "attention"
+    attention_norm: str = ""
     attention_end: str = "attention"
+    final_norm: str = ""
+    bias_method: str = ""
     passes_keywords: bool = True
     batch_first: bool = True
     sentence_token: Callable[[Any], int] = lambda config: 0
@@ -106,6 +113,7 @@ FAMILIES: dict[str, Family] = {
             longest=lambda config: None,
             layers="encoder.layer",
             passes_keywords=False,
+            bias_method="attention.self.disentangled_attention_bias",
             mixes_after_first=lambda config: getattr(config, "conv_kernel_size", 0) > 0,
             dropout={
                 "hidden": ("hidden_dropout_prob",),
@@ -117,7 +125,9 @@ FAMILIES: dict[str, Family] = {
             name="modernbert",
             layers="layers",
             attention="attn",
+            attention_norm="attn_norm",
             attention_end="attn",
+            final_norm="final_norm",
             dropout={
                 "hidden": ("embedding_dropout", "mlp_dropout"),
                 "attention": ("attention_dropout",),
@@ -203,9 +213,11 @@ class Anatomy:
         base: the encoder without its task head.
         embedding: the word-embedding lookup.
         layers: the distinct layer modules.
+        final_norm: the norm after the last layer, or None if there is none.
         depth: number of layer calls in one forward pass.
+        width: size of the hidden states.
+        padding_id: token id of padding, or None if there is none.
         label_linear: the linear map to the labels, or None if there is none.
-        attention_seam: why attention scores cannot be edited, or "" if they can.
         inside_seam: why states inside a layer cannot be edited, or "" if they can.
         first_resume: lowest layer at which a pass may be resumed.
         sentence_token: position of the token that the head reads.
@@ -216,9 +228,11 @@ class Anatomy:
     base: nn.Module
     embedding: nn.Module
     layers: tuple[nn.Module, ...]
+    final_norm: nn.Module | None
     depth: int
+    width: int
+    padding_id: int | None
     label_linear: nn.Linear | None
-    attention_seam: str
     inside_seam: str
     first_resume: int
     sentence_token: int
@@ -228,6 +242,35 @@ class Anatomy:
         """Each layer's attention block and the module whose output enters its feed-forward block."""
         for layer in self.layers:
             yield layer.get_submodule(self.family.attention), layer.get_submodule(self.family.attention_end)
+
+    def attention_input(self, layer: nn.Module, states: Tensor) -> Tensor:
+        """What a layer's attention reads.
+
+        Args:
+            layer: one of `layers`.
+            states: that enter it.
+        """
+        if not self.family.attention_norm:
+            return states
+        normed: Tensor = layer.get_submodule(self.family.attention_norm)(states)
+        return normed
+
+    def attention_obstacle(self) -> str:
+        """Why attention scores cannot be edited now, or "" if they can."""
+        config: Any = self.base.config
+        implementation = getattr(config, "_attn_implementation", "eager")
+        if self.family.bias_method:
+            if not getattr(config, "relative_attention", False):
+                return "without relative attention nothing is added to its scores"
+            if checkpointing(self.base):
+                return "gradient checkpointing would compute its layers again without the bias; switch it off"
+        elif not self.family.passes_keywords:
+            return "its attention takes no additional bias"
+        elif getattr(config, "inner_group_num", 1) > 1:
+            return "one call runs several attention blocks (inner_group_num > 1)"
+        elif implementation != "sdpa":
+            return f"attention implementation {implementation!r} ignores a bias; load with attn_implementation='sdpa'"
+        return ""
 
     def require(self, site: Site, method: str) -> None:
         """Refuse, with method, site and family in one sentence, if the site is not available.
@@ -239,7 +282,7 @@ class Anatomy:
             SiteUnavailable: the model does not offer the site.
         """
         reason = {
-            "attention": self.attention_seam,
+            "attention": self.attention_obstacle(),
             "inside": self.inside_seam,
             "pooled": "" if self.label_linear is not None else "the model has no linear map to labels",
         }.get(site, "" if site in SITES else f"there is no such site; sites are {', '.join(SITES)}")
@@ -264,26 +307,35 @@ def describe(model: nn.Module) -> Anatomy:
     encoder = set(base.modules())  # its own maps may be as wide as the labels, and be registered last
     heads = [m for m in inner.modules() if isinstance(m, nn.Linear) and m not in encoder]
     linears = [m for m in heads if m.out_features == config.num_labels]
-    implementation = getattr(config, "_attn_implementation", "eager")
-    if not family.passes_keywords:
-        seam = "its attention takes no additional bias"
-    elif implementation != "sdpa":
-        seam = f"attention implementation {implementation!r} ignores a bias; load with attn_implementation='sdpa'"
-    else:
-        seam = ""
     return Anatomy(
         family=family,
         base=base,
         embedding=inner.get_input_embeddings(),
         layers=layers,
+        final_norm=base.get_submodule(family.final_norm) if family.final_norm else None,
         depth=family.layer_count(config) or len(layers),
+        width=config.hidden_size,
+        padding_id=getattr(config, "pad_token_id", None),
         label_linear=linears[-1] if linears else None,
-        attention_seam=seam,
         inside_seam="" if family.passes_keywords else "no per-pass value reaches the inside of its layers",
         first_resume=1 if family.mixes_after_first(config) else 0,
         sentence_token=family.sentence_token(config),
         dropout=_dropout_rates(config, family),
     )
+
+
+def checkpointing(model: nn.Module) -> Literal["", "reentrant", "non-reentrant"]:
+    """How the layers of a model are computed again in the backward pass; "" if they are not.
+
+    Args:
+        model: with gradient checkpointing enabled or not.
+    """
+    for module in model.modules():
+        if getattr(module, "gradient_checkpointing", False):
+            function: Any = getattr(module, "_gradient_checkpointing_func", None)
+            reentrant = getattr(function, "keywords", {}).get("use_reentrant", True)
+            return "reentrant" if reentrant else "non-reentrant"
+    return ""
 
 
 def _dropout_rates(config: Any, family: Family) -> dict[str, float]:

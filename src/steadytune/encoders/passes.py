@@ -134,6 +134,8 @@ class PassRunner:
                 for index in range(layer, parts.depth):
                     module, args, kwargs = base.record.layer_calls[index]
                     states = first_tensor(module(states, *args, **kwargs))
+                if parts.final_norm is not None:
+                    parts.final_norm(states)
         return PassOutput(None, record, begin, parts.sentence_token)
 
 

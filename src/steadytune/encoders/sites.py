@@ -33,8 +33,8 @@ class Edits:
         embedding: word-embedding output (batch, tokens, embedding dim).
         hidden: layer index and the states that enter that layer (batch, tokens, dim).
         inside: layer index and the states that enter its feed-forward block (batch, tokens, dim).
-        attention: layer index, states that enter the layer, its attention mask; gives an additive bias
-            (batch, 1 or heads, tokens, tokens) or None.
+        attention: layer index, states that the layer's attention reads (after its own norm, if any), its attention
+            mask; gives an additive bias (batch, 1 or heads, tokens, tokens) or None.
         pooled: vector that enters the linear map to the labels (batch, dim).
     """
 
@@ -51,7 +51,8 @@ class Recording:
 
     Attributes:
         embedding: word-embedding output.
-        hidden: by layer, the states that entered it; the last key is the output of the last layer.
+        hidden: by layer, the states that entered it; the last key is what leaves the last layer, after a final norm if
+            there is one.
         last: the encoder's output states, after a final norm if there is one.
         pooled: the vector that entered the linear map to the labels.
         layer_calls: by layer, module and remaining arguments, for a resumed pass.
@@ -108,6 +109,7 @@ class Sites:
         self.anatomy: Anatomy = describe(model)
         self._active: _Active | None = None
         self._inside: tuple[int, Sequence[LayerEdit]] | None = None
+        self._patched: list[tuple[nn.Module, str]] = []
         self._model = weakref.ref(model)
         self._handles = self._install()
         _wrapped.add(model)
@@ -141,9 +143,12 @@ class Sites:
                 pass.
         Raises:
             RuntimeError: a pass is running already.
+            SiteUnavailable: attention is to be edited, and the model no longer offers it.
         """
         if self._active is not None:
             raise RuntimeError("a pass is running already; passes of one model do not nest.")
+        if any(edit.attention is not None for edit in edits):  # it may have been changed since the model was wrapped
+            self.anatomy.require("attention", "an edit")
         record = Recording()
         self._active = _Active(edits, record, keep_random_state_at, leaf_embedding, resume_at, resume_at or 0)
         try:
@@ -151,6 +156,7 @@ class Sites:
         finally:
             self._active = None
             self._inside = None
+            self._unpatch()
 
     def _install(self) -> list[torch.utils.hooks.RemovableHandle]:
         parts = self.anatomy
@@ -161,6 +167,8 @@ class Sites:
         for layer in parts.layers:
             handles.append(layer.register_forward_pre_hook(_Hook(self._enter_layer), with_kwargs=True))
             handles.append(layer.register_forward_hook(_Hook(self._leave_layer)))
+        if parts.final_norm is not None:
+            handles.append(parts.final_norm.register_forward_hook(_Hook(self._leave_final_norm)))
         if not parts.inside_seam:
             for attention, end in parts.attention_blocks():
                 handles.append(attention.register_forward_pre_hook(_Hook(self._enter_attention), with_kwargs=True))
@@ -198,16 +206,53 @@ class Sites:
         inside = [edit.inside for edit in now.edits if edit.inside is not None]
         if inside:
             kwargs = {**kwargs, _INSIDE: (index, inside)}
-        for edit in now.edits:
-            mask = args[1] if len(args) > 1 else kwargs.get("attention_mask")
-            if edit.attention is not None and (bias := edit.attention(index, states, mask)) is not None:
+        if (bias := self._attention_bias(module, index, states, args, kwargs)) is not None:
+            if self.anatomy.family.bias_method:
+                self._patch(module, bias)
+            else:
                 earlier = kwargs.get("position_bias")
                 kwargs = {**kwargs, "position_bias": bias if earlier is None else earlier + bias}
         return (batch_first(states, self.anatomy.family), *args[1:]), kwargs
 
+    def _attention_bias(
+        self, layer: nn.Module, index: int, states: Tensor, args: Any, kwargs: dict[str, Any]
+    ) -> Tensor | None:
+        assert self._active is not None
+        edits = [edit.attention for edit in self._active.edits if edit.attention is not None]
+        if not edits:
+            return None
+        read = self.anatomy.attention_input(layer, states)
+        mask = args[1] if len(args) > 1 else kwargs.get("attention_mask")
+        biases = [bias for edit in edits if (bias := edit(index, read, mask)) is not None]
+        return None if not biases else sum(biases[1:], start=biases[0])
+
+    def _patch(self, layer: nn.Module, bias: Tensor) -> None:
+        """Add to what a method of the layer returns, until the layer returns."""
+        path, _, name = self.anatomy.family.bias_method.rpartition(".")
+        owner = layer.get_submodule(path)
+        method = getattr(owner, name)
+
+        def with_bias(*args: Any, **kwargs: Any) -> Tensor:
+            scores: Tensor = method(*args, **kwargs)  # (batch · heads, tokens, tokens)
+            heads = scores.shape[0] // bias.shape[0]
+            return scores + bias.expand(-1, heads, -1, -1).reshape(scores.shape).to(scores.dtype)
+
+        setattr(owner, name, with_bias)
+        self._patched.append((owner, name))
+
+    def _unpatch(self) -> None:
+        for owner, name in self._patched:
+            delattr(owner, name)
+        self._patched = []
+
     def _leave_layer(self, module: nn.Module, args: Any, output: Any) -> None:
+        self._unpatch()
         if (now := self._active) is not None and now.next_layer == self.anatomy.depth:
             now.record.hidden[now.next_layer] = batch_first(first_tensor(output), self.anatomy.family)
+
+    def _leave_final_norm(self, module: nn.Module, args: Any, output: Tensor) -> None:
+        if (now := self._active) is not None:
+            now.record.hidden[self.anatomy.depth] = batch_first(output, self.anatomy.family)
 
     def _enter_attention(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, Any] | None:
         if _INSIDE not in kwargs:

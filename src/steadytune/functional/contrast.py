@@ -5,7 +5,7 @@ from typing import Literal
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torch.nn.functional import normalize
+from torch.nn.functional import cross_entropy, normalize
 
 Reduction = Literal["mean", "sum", "mean_valid"]
 
@@ -72,3 +72,35 @@ def supcon_loss(
         case "mean_valid":
             return per_anchor.sum() / positive.any(dim=-1).sum().clamp(min=1)
     raise ValueError(f"reduction must be 'mean', 'sum' or 'mean_valid'; got {reduction!r}.")
+
+
+def nt_xent_loss(
+    a: Float[Tensor, "batch dim"], b: Float[Tensor, "batch dim"], *, temperature: float
+) -> Float[Tensor, ""]:
+    """Negative log-share of each vector's partner in the other view, in nats, mean over all 2N vectors.
+
+    The softmax of an anchor runs over the 2N − 1 other vectors of both views. One pair alone gives 0, connected to
+    both views.
+
+    Args:
+        a: one vector per example; any scale, normalized here.
+        b: the other view of the same examples.
+        temperature: τ > 0; smaller weighs near neighbors more.
+    Returns:
+        Scalar, float32 or wider, differentiable in both.
+    Raises:
+        ValueError: the views differ in length, or `temperature` is out of range.
+
+    Source: Pan et al. 2022 (CAT), eq. 6; Chen et al. 2020 (SimCLR), eq. 1.
+    """
+    if len(a) != len(b):
+        raise ValueError(f"a and b must have the same length; got {len(a)} and {len(b)} vectors.")
+    if not temperature > 0:
+        raise ValueError(f"temperature must be a number > 0; got {temperature}.")
+    views = torch.cat([a, b])
+    views = normalize(views.to(torch.promote_types(views.dtype, torch.float32)), dim=-1, eps=1e-12)
+    self_pair = torch.eye(len(views), dtype=torch.bool, device=views.device)
+    with torch.autocast(views.device.type, enabled=False):
+        logits = (views @ views.T / temperature).masked_fill(self_pair, torch.finfo(views.dtype).min)
+    partner = torch.arange(len(views), device=views.device).roll(len(a))
+    return cross_entropy(logits, partner, reduction="sum") / max(len(views), 1)

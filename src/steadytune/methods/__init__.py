@@ -5,18 +5,39 @@ from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from steadytune.methods.contract import Context, Method, MethodError, Pass, Step, setting
+    from steadytune.methods.asa import ASA
+    from steadytune.methods.cat import CAT
+    from steadytune.methods.contract import Context, Method, MethodError, OwnOptimizer, Pass, Step, setting
     from steadytune.methods.hype import HyPe
+    from steadytune.methods.lnsr import LNSR
     from steadytune.methods.scl import SCL
 
 METHODS: dict[str, str] = {
+    "asa": "ASA",
+    "cat": "CAT",
     "hype": "HyPe",
+    "lnsr": "LNSR",
     "scl": "SCL",
 }
-_CONTRACT = ("Context", "Method", "MethodError", "Pass", "Step", "setting")
+_CONTRACT = ("Context", "Method", "MethodError", "OwnOptimizer", "Pass", "Step", "setting")
 _HOMES = {name: key for key, name in METHODS.items()} | dict.fromkeys(_CONTRACT, "contract")
 
-__all__ = ["METHODS", "SCL", "Context", "HyPe", "Method", "MethodError", "Pass", "Step", "method_class", "setting"]
+__all__ = [
+    "ASA",
+    "CAT",
+    "LNSR",
+    "METHODS",
+    "SCL",
+    "Context",
+    "HyPe",
+    "Method",
+    "MethodError",
+    "OwnOptimizer",
+    "Pass",
+    "Step",
+    "method_class",
+    "setting",
+]
 
 
 def __getattr__(name: str) -> Any:

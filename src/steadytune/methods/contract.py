@@ -87,9 +87,47 @@ class Pass:
     notice: Callable[[str], None]
 
 
+@dataclass(frozen=True)
+class OwnOptimizer:
+    """How a method's own parameters are optimized beside the encoder's.
+
+    Attributes:
+        learning_rate_scale: their learning rate in units of the encoder's.
+        weight_decay: of all of them; None for the encoder's.
+    """
+
+    learning_rate_scale: float = 1.0
+    weight_decay: float | None = None
+
+
 @runtime_checkable
 class Step(Protocol):
     """One training step, as a method sees it in `loss`. A method never calls the model: it names a pass."""
+
+    @property
+    def number(self) -> int:
+        """How many training passes of this model came before."""
+        ...
+
+    @property
+    def first(self) -> bool:
+        """No step of this wrapper has run before; the time for checks that cost a host sync."""
+        ...
+
+    @property
+    def compute_dtype(self) -> torch.dtype | None:
+        """The dtype that matrix products round their inputs to under autocast; None without autocast."""
+        ...
+
+    @property
+    def anatomy(self) -> Anatomy:
+        """The parts of the model."""
+        ...
+
+    @property
+    def task(self) -> Task:
+        """What is trained: its loss and its divergence."""
+        ...
 
     @property
     def labels(self) -> Shaped[Tensor, " batch"]:
@@ -152,10 +190,14 @@ class Method(abc.ABC):
     Attributes:
         key: its name everywhere: module, card, recipe, prefix of a setting.
         mix: how `weight` enters the loss: "convex" (1 − λ) L_task + λ L, "additive" L_task + w R, or "none".
+        probes_embedding: it asks for gradients with respect to the clean pass's embedding, trained or frozen.
+        early_gradient: it sends gradients along ways that re-entrant gradient checkpointing cuts.
     """
 
     key: ClassVar[str]
     mix: ClassVar[Mix] = "none"
+    probes_embedding: ClassVar[bool] = False
+    early_gradient: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         hints = get_type_hints(type(self))
@@ -193,6 +235,10 @@ class Method(abc.ABC):
             context: model, task and processes.
         """
         return None
+
+    def own_optimizer(self) -> OwnOptimizer:
+        """How the parameters from `setup` are optimized."""
+        return OwnOptimizer()
 
     def label_passes(self) -> tuple[str, ...]:
         """Names of the passes that this method wants the label loss on; empty for no opinion."""
@@ -264,30 +310,38 @@ def _lists_integers(hint: Any) -> bool:
 
 
 def _check(path: str, value: Any, hint: Any, limits: Mapping[str, Any]) -> None:
-    if get_origin(hint) is Literal:
-        if value not in get_args(hint):
-            allowed = ", ".join(repr(choice) for choice in get_args(hint))
-            raise MethodError(f"{path} must be one of {allowed}; got {value!r}.")
-    elif hint is bool:
-        if not isinstance(value, bool):
-            raise MethodError(f"{path} must be true or false; got {value!r}.")
-    elif hint in (int, float):
-        _check_number(path, value, hint, limits)
-    elif _lists_integers(hint):
-        optional = type(None) in get_args(hint)
-        right = isinstance(value, tuple) and all(isinstance(v, int) and not isinstance(v, bool) for v in value)
-        if not right and not (optional and value is None):
-            raise MethodError(f"{path} must be a list of integers{' or null' if optional else ''}; got {value!r}.")
+    optional = type(None) in get_args(hint)
+    if optional and value is None:
+        return
+    kind = next(part for part in get_args(hint) if part is not type(None)) if optional else hint
+    if not _fits(value, kind, limits):
+        raise MethodError(f"{path} must be {_wanted(kind, limits)}{' or null' if optional else ''}; got {value!r}.")
 
 
-def _check_number(path: str, value: Any, hint: type, limits: Mapping[str, Any]) -> None:
-    low, high, open_low = limits.get("low"), limits.get("high"), limits.get("open_low")
-    kind = "an integer" if hint is int else "a number"
-    bounds = [] if low is None else [f"{'>' if open_low else '>='} {low:g}"]
+def _wanted(kind: Any, limits: Mapping[str, Any]) -> str:
+    """What is allowed, in words."""
+    if get_origin(kind) is Literal:
+        return f"one of {', '.join(map(repr, get_args(kind)))}"
+    if kind is bool:
+        return "true or false"
+    if _lists_integers(kind):
+        return "a list of integers"
+    low, high = limits.get("low"), limits.get("high")
+    bounds = [] if low is None else [f"{'>' if limits.get('open_low') else '>='} {low:g}"]
     bounds += [] if high is None else [f"<= {high:g}"]
-    wanted = " ".join([kind, " and ".join(bounds)]).strip()
-    right_type = isinstance(value, int if hint is int else (int, float)) and not isinstance(value, bool)
-    below = right_type and low is not None and (value <= low if open_low else value < low)
-    above = right_type and high is not None and value > high
-    if not right_type or not math.isfinite(value) or below or above:
-        raise MethodError(f"{path} must be {wanted}; got {value!r}.")
+    return " ".join(["an integer" if kind is int else "a number", " and ".join(bounds)]).strip()
+
+
+def _fits(value: Any, kind: Any, limits: Mapping[str, Any]) -> bool:
+    if get_origin(kind) is Literal:
+        return value in get_args(kind)
+    if kind is bool:
+        return isinstance(value, bool)
+    if _lists_integers(kind):
+        return isinstance(value, tuple) and all(isinstance(v, int) and not isinstance(v, bool) for v in value)
+    assert kind in (int, float), "a setting is a number, a truth value, a choice or a list of integers"
+    if not isinstance(value, int if kind is int else (int, float)) or isinstance(value, bool):
+        return False
+    low, high = limits.get("low"), limits.get("high")
+    below = low is not None and (value <= low if limits.get("open_low") else value < low)
+    return math.isfinite(value) and not below and not (high is not None and value > high)

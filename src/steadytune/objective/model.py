@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from steadytune.encoders import PassRunner, RandomState, Sites, VectorSource, borrowed_stream
+from steadytune.encoders import PassRunner, RandomState, Sites, VectorSource, borrowed_stream, checkpointing
 from steadytune.functional import keyed_seed
 from steadytune.methods.contract import Context, Method, MethodError
 from steadytune.objective.coefficients import Coefficients
@@ -66,9 +67,13 @@ class RegularizedModel(nn.Module):
             for method in self.methods:
                 method.check(context)
             device = next(model.parameters()).device
-            with borrowed_stream(device, keyed_seed(seed, "setup")):
-                made = {method.key: method.setup(context) for method in self.methods}
-            self.method_modules = nn.ModuleDict({k: m.to(device) for k, m in made.items() if m is not None})
+            self.method_modules = nn.ModuleDict()
+            dtype = torch.promote_types(next(model.parameters()).dtype, torch.float32)
+            for method in self.methods:
+                with borrowed_stream(device, keyed_seed(seed, "setup", method.key)):
+                    made = method.setup(context)
+                if made is not None:
+                    self.method_modules[method.key] = made.to(device, dtype)
             self._resume_at = frozenset[int]().union(*(m.resume_layers(context) for m in self.methods))
         except BaseException:
             self.close()
@@ -99,6 +104,8 @@ class RegularizedModel(nn.Module):
         if cell is not None and num_items_in_batch is None:
             self._group = None
             raise ValueError("after prime(), give forward num_items_in_batch: the labelled items of the whole group.")
+        if self._first:
+            self._check_first(inputs)
         labels = self.task.checked(inputs.pop("labels"))
         share: Tensor | float = 1.0
         if num_items_in_batch is not None:
@@ -122,11 +129,29 @@ class RegularizedModel(nn.Module):
         self._keep(output)
         return output
 
+    def _check_first(self, inputs: Mapping[str, Any]) -> None:
+        """Refuse what only shows when training begins."""
+        assert self._sites is not None
+        for method in self.methods:
+            if method.early_gradient and checkpointing(self.model) == "reentrant":
+                raise MethodError(
+                    f"{method.key} cannot act under re-entrant gradient checkpointing, which cuts its gradients; "
+                    "enable it with use_reentrant=False."
+                )
+        mask, place = inputs.get("attention_mask"), self._sites.anatomy.sentence_token
+        if self.methods and mask is not None and mask.ndim == 2 and not bool(mask[:, place].all()):
+            raise MethodError(
+                f"the token that the head reads (position {place}) is padding in some rows; pad on the other side "
+                f"(tokenizer.padding_side = {'right' if place == 0 else 'left'!r})."
+            )
+
     def _plan(self) -> StepPlan:
+        assert self._sites is not None
         return StepPlan(
             methods=self.methods,
             modules=dict(self.method_modules.items()),
             task=self.task,
+            anatomy=self._sites.anatomy,
             coefficients=self.coefficients,
             seed=self.seed,
             resume_at=self._resume_at,
@@ -242,19 +267,39 @@ class RegularizedModel(nn.Module):
     # -- optimizer ----------------------------------------------------------------------------------------------------
 
     def parameter_groups(self, lr: float, weight_decay: float = 0.0) -> list[dict[str, Any]]:
-        """Groups for a torch optimizer: encoder with and without decay, then the methods' own parameters.
+        """Groups for a torch optimizer: encoder with and without decay, then each method's own parameters.
 
         Args:
-            lr: learning rate of all groups.
-            weight_decay: for weights of the encoder that are matrices, and for the methods' parameters.
+            lr: learning rate of the encoder; a method may ask for a multiple of it.
+            weight_decay: for weights of the encoder that are matrices; a method may ask for another.
         """
         trainable = [p for p in self.model.parameters() if p.requires_grad]
         groups = [
             {"name": "encoder", "params": [p for p in trainable if p.ndim > 1], "weight_decay": weight_decay},
             {"name": "encoder, no decay", "params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0},
-            {"name": "methods", "params": list(self.method_modules.parameters()), "weight_decay": weight_decay},
         ]
-        return [{**group, "lr": lr} for group in groups if group["params"]]
+        own = self.own_parameter_groups(lr, weight_decay)
+        return [{"lr": lr, **group} for group in groups if group["params"]] + own
+
+    def own_parameter_groups(self, lr: float, weight_decay: float) -> list[dict[str, Any]]:
+        """The groups of the methods' own parameters only, to add to an existing optimizer.
+
+        Args:
+            lr: see `parameter_groups`.
+            weight_decay: see `parameter_groups`.
+        """
+        groups = []
+        for method in self.methods:
+            if method.key in self.method_modules:
+                wish = method.own_optimizer()
+                group = {
+                    "name": method.key,
+                    "params": list(self.method_modules[method.key].parameters()),
+                    "lr": lr * wish.learning_rate_scale,
+                    "weight_decay": weight_decay if wish.weight_decay is None else wish.weight_decay,
+                }
+                groups.append(group)
+        return groups
 
     def attach(self, optimizer: torch.optim.Optimizer) -> None:
         """Check that an optimizer trains everything that the methods own.
@@ -273,16 +318,16 @@ class RegularizedModel(nn.Module):
                 )
 
     def clip_grad_norm_(self, max_norm: float) -> Tensor:
-        """Clip the gradients of the encoder and of the methods' parameters, each by its own norm.
+        """Clip the gradients of the encoder and of each method's own parameters, each by its own norm.
 
         Args:
-            max_norm: largest allowed Euclidean norm of each of the two.
+            max_norm: largest allowed Euclidean norm of each.
         Returns:
             Norm of the encoder's gradient before clipping.
         """
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), max_norm)
-        if own := list(self.method_modules.parameters()):
-            nn.utils.clip_grad_norm_(own, max_norm)
+        for module in self.method_modules.values():
+            nn.utils.clip_grad_norm_(module.parameters(), max_norm)
         return norm
 
     # -- saving -------------------------------------------------------------------------------------------------------
@@ -331,7 +376,13 @@ class RegularizedModel(nn.Module):
         self.micro_steps, self.tokens, self.notices = state["micro_steps"], state["tokens"], state["notices"]
         self.spent, self._first = PassCount(**state["spent"]), True
         if len(self.method_modules):
-            self.method_modules.load_state_dict(load_file(Path(folder) / WEIGHTS_FILE))
+            try:
+                self.method_modules.load_state_dict(load_file(Path(folder) / WEIGHTS_FILE))
+            except (RuntimeError, OSError, SafetensorError):
+                raise MethodError(
+                    f"{Path(folder) / WEIGHTS_FILE} does not hold the parameters of these methods; resume with the "
+                    "settings that it was saved with."
+                ) from None
 
     def close(self) -> None:
         """Remove every hook from the wrapped model; safe to call twice."""

@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from transformers.utils.generic import ModelOutput
 
-from steadytune.encoders import Edits, PassOutput, PassRunner, RandomState, VectorSource, ambient_autocast
+from steadytune.encoders import Anatomy, Edits, PassOutput, PassRunner, RandomState, VectorSource, ambient_autocast
 from steadytune.functional import keyed_generator, keyed_seed
 from steadytune.methods.contract import Method, MethodError, Pass, PassKind
 from steadytune.objective.coefficients import Coefficients
@@ -78,6 +78,7 @@ class StepPlan:
         methods: the active methods, in the order of application.
         modules: their own parameters, by key.
         task: what is trained.
+        anatomy: the parts of the model.
         coefficients: factors of the label loss and the terms.
         seed: names the methods' random streams.
         resume_at: layers at which a pass may be resumed.
@@ -89,6 +90,7 @@ class StepPlan:
     methods: Sequence[Method]
     modules: Mapping[str, nn.Module]
     task: Task
+    anatomy: Anatomy
     coefficients: Coefficients
     seed: int
     resume_at: frozenset[int]
@@ -129,6 +131,21 @@ class TrainingStep:
 
     def __post_init__(self) -> None:
         self.autocast, self.compute_dtype = ambient_autocast(self.labels.device)
+
+    @property
+    def first(self) -> bool:
+        """No step of this model has run before."""
+        return self.plan.first
+
+    @property
+    def anatomy(self) -> Anatomy:
+        """The parts of the model."""
+        return self.plan.anatomy
+
+    @property
+    def task(self) -> Task:
+        """What is trained."""
+        return self.plan.task
 
     def compute(self) -> StepOutput:
         """All terms, then the label loss on the passes that they declare."""
@@ -176,7 +193,8 @@ class TrainingStep:
             if self.cell is not None:
                 group, place = self.cell
                 group.starts[place].restore()
-            self.outputs["clean"] = self._run("clean", None, None, "clean", "label", False)
+            leaf = any(method.probes_embedding for method in self.plan.methods)
+            self.outputs["clean"] = self._run("clean", None, None, "clean", "label", leaf)
         return self.outputs["clean"]
 
     def run(
@@ -215,13 +233,17 @@ class TrainingStep:
             self.resumed[name] = (base, layer, hidden, dropout)
             depth = len(source.hidden) - 1
             part = (depth - layer) / depth
-            self.passes.add(part, part, part)
+            gradients = part if torch.is_grad_enabled() else 0.0
+            self.passes.add(part, gradients, gradients)
         elif name not in self.resumed or not _same(self.resumed[name], (base, layer, hidden, dropout)):
             raise MethodError(f"the pass {name!r} was run with other states or dropout; give this one its own name.")
         return self.outputs[name]
 
     def gradient(self, name: str, *, wrt: Callable[[PassOutput], Tensor]) -> Tensor:
         """Gradient of the label loss of a pass; see `Step.gradient`."""
+        if not torch.is_grad_enabled():
+            assert self.method is not None
+            raise MethodError(f"{self.method.key} needs a gradient inside the step; train outside torch.no_grad().")
         output = self._known(name)
         self.passes.add(activation_gradient=1)
         (gradient,) = torch.autograd.grad(self._task_loss(name), wrt(output), retain_graph=True)

@@ -10,6 +10,7 @@ from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from steadytune.functional import symmetric_kl
 from steadytune.tasks.task import Task, TaskError
 
 ClassificationMetric = Literal["accuracy", "macro_f1", "matthews"]
@@ -52,6 +53,17 @@ class Classification(Task):
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         total = cross_entropy(logits, labels, reduction="sum", label_smoothing=self.label_smoothing)
         return total / self.count(labels).clamp(min=1)
+
+    def divergence(
+        self, one: Float[Tensor, "batch outputs"], other: Float[Tensor, "batch outputs"]
+    ) -> Float[Tensor, ""]:
+        """Symmetric Kullback–Leibler divergence in nats; see `symmetric_kl`.
+
+        Args:
+            one: (batch, classes).
+            other: (batch, classes).
+        """
+        return symmetric_kl(one, other)
 
     def scores(self, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
         """Accuracy, macro-averaged F1 and Matthews correlation.

@@ -31,6 +31,18 @@ class Regression(Task):
         error = torch.where(labels != -100, predicted - labels.to(predicted.dtype), 0.0)
         return error.square().sum() / self.count(labels).clamp(min=1)
 
+    def divergence(
+        self, one: Float[Tensor, "batch outputs"], other: Float[Tensor, "batch outputs"]
+    ) -> Float[Tensor, ""]:
+        """Mean squared difference of the two predictions.
+
+        Args:
+            one: (batch, 1).
+            other: (batch, 1).
+        """
+        dtype = torch.promote_types(one.dtype, torch.float32)
+        return (one.to(dtype) - other.to(dtype)).square().sum() / max(one.numel(), 1)
+
     def scores(self, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
         """Pearson and Spearman correlation, their mean, and the mean squared error.
 

@@ -38,6 +38,17 @@ class Task(abc.ABC):
         """
 
     @abc.abstractmethod
+    def divergence(
+        self, one: Float[Tensor, "batch outputs"], other: Float[Tensor, "batch outputs"]
+    ) -> Float[Tensor, ""]:
+        """How far two predictions of one batch are apart, symmetric, mean over the examples; float32 or wider.
+
+        Args:
+            one: scores of one pass.
+            other: scores of another.
+        """
+
+    @abc.abstractmethod
     def scores(self, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
         """Metrics on one split, from libraries.
 

@@ -1,12 +1,14 @@
-"""Scores of a trained model."""
+"""Scores and sentence vectors of a trained model."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from steadytune.data.batching import Encoded, PaddingCollator
+from steadytune.encoders.families import describe
 
 
 def predict_logits(model: nn.Module, rows: Encoded, collator: PaddingCollator, batch_size: int = 64) -> np.ndarray:
@@ -20,9 +22,40 @@ def predict_logits(model: nn.Module, rows: Encoded, collator: PaddingCollator, b
     Returns:
         (rows, outputs), float32.
     """
+    return _read(model, rows, collator, batch_size, lambda output: output.logits)
+
+
+def pooled_vectors(model: nn.Module, rows: Encoded, collator: PaddingCollator, batch_size: int = 64) -> np.ndarray:
+    """The vector that enters the linear map to the labels, for every row, in the order of the rows.
+
+    Args:
+        model: as in `predict_logits`, not wrapped.
+        rows: tokenized rows.
+        collator: pads a batch.
+        batch_size: rows of one forward pass.
+    Returns:
+        (rows, dim), float32.
+    Raises:
+        SiteUnavailable: the model has no linear map to labels.
+    """
+    parts = describe(model)
+    parts.require("pooled", "pooled_vectors")
+    assert parts.label_linear is not None
+    seen: list[Tensor] = []
+    handle = parts.label_linear.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    try:
+        return _read(model, rows, collator, batch_size, lambda output: seen.pop())
+    finally:
+        handle.remove()
+
+
+def _read(
+    model: nn.Module, rows: Encoded, collator: PaddingCollator, batch_size: int, value: Callable[[Any], Tensor]
+) -> np.ndarray:
+    """One value per row of every forward pass in evaluation mode."""
     order = np.argsort(rows.lengths, kind="stable")[::-1]
     device = next(model.parameters()).device
-    logits: list[np.ndarray] = []
+    parts: list[np.ndarray] = []
     was_training = model.training
     model.eval()
     try:
@@ -30,10 +63,10 @@ def predict_logits(model: nn.Module, rows: Encoded, collator: PaddingCollator, b
             for start in range(0, len(order), batch_size):
                 batch: dict[str, Any] = collator([rows[int(i)] for i in order[start : start + batch_size]])
                 inputs = {name: value.to(device) for name, value in batch.items() if name != "labels"}
-                logits.append(model(**inputs).logits.float().cpu().numpy())
+                parts.append(value(model(**inputs)).float().cpu().numpy())
     finally:
         model.train(was_training)
-    ordered = np.concatenate(logits)
+    ordered = np.concatenate(parts)
     result = np.empty_like(ordered)
     result[order] = ordered
     return result

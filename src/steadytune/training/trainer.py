@@ -10,8 +10,7 @@ from torch.utils.data import DataLoader, Sampler
 from transformers import Trainer
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from steadytune.encoders import borrowed_stream
-from steadytune.encoders.randomness import RandomState
+from steadytune.encoders import RandomState, borrowed_stream
 from steadytune.methods.contract import Method, MethodError
 from steadytune.objective import RegularizedModel
 from steadytune.tasks import Classification, Task, infer_task
@@ -98,11 +97,11 @@ class RegularizedTrainer(Trainer):
             model: as in `Trainer`.
         """
         self.regularized_model = self._regularize()
-        own = list(self.regularized_model.method_modules.parameters())
         fresh = self.optimizer is None
         optimizer: torch.optim.Optimizer = super().create_optimizer(model)
-        if own and fresh:
-            optimizer.add_param_group({"params": own, "weight_decay": self.args.weight_decay})
+        if fresh:
+            for group in self.regularized_model.own_parameter_groups(self.args.learning_rate, self.args.weight_decay):
+                optimizer.add_param_group(group)
         self.regularized_model.attach(optimizer)
         return optimizer
 
@@ -183,8 +182,8 @@ class RegularizedTrainer(Trainer):
 
     def _clip_grad_norm(self, model: nn.Module) -> Any:
         norm = self.accelerator.clip_grad_norm_(self.regularized_model.model.parameters(), self.args.max_grad_norm)
-        if own := list(self.regularized_model.method_modules.parameters()):
-            self.accelerator.clip_grad_norm_(own, self.args.max_grad_norm)
+        for module in self.regularized_model.method_modules.values():
+            self.accelerator.clip_grad_norm_(module.parameters(), self.args.max_grad_norm)
         return norm
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:

@@ -1,15 +1,19 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModel, GPT2Config, GPT2ForSequenceClassification
+from torch import nn
+from transformers import AlbertForSequenceClassification, AutoModel, GPT2Config, GPT2ForSequenceClassification
+from transformers import AutoModelForSequenceClassification as Classifier
 
 from steadytune.encoders import FAMILIES as KNOWN
-from steadytune.encoders import SITES, SiteUnavailable, UnknownFamily, describe
+from steadytune.encoders import SITES, SiteUnavailable, UnknownFamily, checkpointing, describe
 from steadytune.encoders.families import DropoutUnavailable, dropout_settings, longest_input
-from tiny import FAMILIES, WIDTH, inputs_of, tiny_batch, tiny_model
+from tiny import FAMILIES, PAD, WIDTH, inputs_of, tiny_batch, tiny_model
 
-WITH_BIAS = {"bert", "roberta", "xlm-roberta", "electra", "distilbert", "albert", "modernbert"}
+BY_KEYWORD = {"bert", "roberta", "xlm-roberta", "electra", "distilbert", "albert", "modernbert"}
+WITH_BIAS = BY_KEYWORD | {"deberta-v2", "deberta-v2-conv"}
 
 
 def test_every_known_family_has_a_tiny_model() -> None:
@@ -81,13 +85,12 @@ def test_attention_is_offered_exactly_where_a_bias_reaches_the_scores(family: st
     else:
         with pytest.raises(SiteUnavailable) as caught:
             parts.require("attention", "asa")
-        name = family.removesuffix("-conv")
         assert str(caught.value) == (
-            f"asa needs the site 'attention', which {name} lacks: its attention takes no additional bias."
+            f"asa needs the site 'attention', which {family} lacks: its attention takes no additional bias."
         )
 
 
-@pytest.mark.parametrize("family", sorted(WITH_BIAS))
+@pytest.mark.parametrize("family", sorted(BY_KEYWORD))
 def test_eager_attention_is_refused_because_it_ignores_a_bias(family: str) -> None:
     parts = describe(tiny_model(family, attention="eager"))
     with pytest.raises(SiteUnavailable) as caught:
@@ -98,9 +101,109 @@ def test_eager_attention_is_refused_because_it_ignores_a_bias(family: str) -> No
     )
 
 
+def obstacle(model: nn.Module) -> str:
+    return describe(model).attention_obstacle()
+
+
+def test_the_obstacle_is_looked_up_anew() -> None:
+    model: Any = tiny_model("bert")
+    parts = describe(model)
+    assert parts.attention_obstacle() == ""
+    model.set_attn_implementation("eager")
+    assert parts.attention_obstacle() == (
+        "attention implementation 'eager' ignores a bias; load with attn_implementation='sdpa'"
+    )
+
+
+def test_albert_with_several_attention_blocks_in_one_call_offers_no_attention() -> None:
+    config: Any = tiny_model("albert").config
+    config.inner_group_num = 2
+    assert obstacle(AlbertForSequenceClassification(config)) == (
+        "one call runs several attention blocks (inner_group_num > 1)"
+    )
+
+
+def test_deberta_without_relative_attention_offers_no_attention() -> None:
+    config: Any = tiny_model("deberta-v2").config
+    config.relative_attention = False
+    assert obstacle(Classifier.from_config(config)) == "without relative attention nothing is added to its scores"
+
+
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable`:FutureWarning")  # its new name is newer than 5.5
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing_disable`:FutureWarning")
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_deberta_offers_no_attention_while_its_layers_are_checkpointed(reentrant: bool) -> None:
+    model: Any = tiny_model("deberta-v2")
+    parts = describe(model)
+    model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    assert parts.attention_obstacle() == (
+        "gradient checkpointing would compute its layers again without the bias; switch it off"
+    )
+    model.gradient_checkpointing_disable()
+    assert parts.attention_obstacle() == ""
+
+
 @pytest.mark.parametrize("family", FAMILIES)
-def test_inside_is_offered_exactly_where_attention_is(family: str) -> None:
-    assert bool(describe(tiny_model(family)).inside_seam) == (family not in WITH_BIAS)
+def test_inside_is_offered_exactly_where_keywords_travel(family: str) -> None:
+    assert bool(describe(tiny_model(family)).inside_seam) == (family not in BY_KEYWORD)
+
+
+# -- how layers are computed again ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_plain_model_does_not_checkpoint(family: str) -> None:
+    assert checkpointing(tiny_model(family)) == ""
+
+
+CHECKPOINTED = [family for family in FAMILIES if family not in ("albert", "mpnet", "xlnet")]  # the rest has none
+
+
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable`:FutureWarning")
+@pytest.mark.parametrize(("reentrant", "kind"), [(False, "non-reentrant"), (True, "reentrant")])
+@pytest.mark.parametrize("family", CHECKPOINTED)
+def test_the_kind_of_checkpointing_is_told(family: str, reentrant: bool, kind: str) -> None:
+    model: Any = tiny_model(family)
+    model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    assert checkpointing(model) == kind
+
+
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable`:FutureWarning")
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing_disable`:FutureWarning")
+def test_checkpointing_that_was_switched_off_is_over() -> None:
+    model: Any = tiny_model("bert")
+    model.gradient_checkpointing_enable()
+    model.gradient_checkpointing_disable()
+    assert checkpointing(model) == ""
+
+
+# -- sizes and norms ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_width_is_that_of_the_states_and_padding_is_the_tokens_id(family: str) -> None:
+    parts = describe(tiny_model(family))
+    assert (parts.width, parts.padding_id) == (WIDTH, PAD)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_only_modernbert_has_a_norm_after_its_last_layer(family: str) -> None:
+    model: Any = tiny_model(family)
+    assert describe(model).final_norm is (model.model.final_norm if family == "modernbert" else None)
+
+
+@pytest.mark.parametrize("family", [family for family in FAMILIES if family != "modernbert"])
+def test_attention_reads_what_enters_the_layer(family: str) -> None:
+    parts, states = describe(tiny_model(family)), torch.randn(2, 3, WIDTH)
+    assert parts.attention_input(parts.layers[0], states) is states
+
+
+@pytest.mark.parametrize("layer", [0, 1])
+def test_the_attention_of_modernbert_reads_normed_states_above_the_first_layer(layer: int) -> None:
+    parts, states = describe(tiny_model("modernbert", depth=2)), torch.randn(2, 3, WIDTH)
+    norm: Any = parts.layers[layer].attn_norm
+    assert isinstance(norm, nn.Identity) == (layer == 0)
+    assert torch.equal(parts.attention_input(parts.layers[layer], states), norm(states))
 
 
 def test_a_model_without_a_head_has_no_pooled_site() -> None:

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from steadytune.encoders import Edits, PassOutput, PassRunner, RandomState, Sites, SiteUnavailable, ambient_autocast
+from steadytune.encoders.sites import first_tensor
 from tiny import FAMILIES, inputs_of, tiny_batch, tiny_model
 
 DEPTH = 3
@@ -71,6 +72,28 @@ def test_a_resumed_pass_equals_a_whole_pass_with_the_same_edit(family: str) -> N
         part = runner.resume(base, layer, base.hidden[layer] + noise, start=state)
         for one, other in zip(states_above(part, layer), states_above(whole, layer), strict=True):
             assert torch.equal(one, other), layer
+
+
+@pytest.mark.parametrize("layer", range(DEPTH))
+def test_a_resumed_pass_of_modernbert_applies_the_final_norm(layer: int) -> None:
+    model, inputs = tiny_model("modernbert"), inputs_of(tiny_batch("modernbert"))
+    runner = PassRunner(model, Sites(model))
+    base = runner.run(inputs, keep_random_state_at=EVERY_LAYER)
+    kept: list[Tensor] = []
+    handle = model.model.layers[-1].register_forward_hook(
+        lambda module, args, output: kept.append(first_tensor(output))
+    )
+    again = runner.resume(base, layer, 2 * base.hidden[layer], start=base.record.random_states[layer])
+    handle.remove()
+    (top,) = kept
+    assert not torch.allclose(top, again.hidden[DEPTH])
+    assert torch.equal(model.model.final_norm(top), again.hidden[DEPTH])
+
+
+def test_the_top_of_a_pass_of_modernbert_is_what_leaves_the_encoder() -> None:
+    output = runner_of("modernbert").run(inputs_of(tiny_batch("modernbert")))
+    assert output.record.last is not None
+    assert torch.equal(output.hidden[DEPTH], output.record.last)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

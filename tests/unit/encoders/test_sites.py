@@ -1,3 +1,5 @@
+import copy
+import pickle
 from collections.abc import Sequence
 from typing import Any
 
@@ -5,11 +7,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from steadytune.encoders import Edits, PassOutput, PassRunner, Sites
+from steadytune.encoders import FAMILIES as KNOWN
+from steadytune.encoders import Edits, PassOutput, PassRunner, Sites, SiteUnavailable
 from tiny import FAMILIES, HEADS, PAD, TOKENS, WIDTH, inputs_of, tiny_batch, tiny_model
 
 DEPTH = 3
-WITH_BIAS = ["bert", "roberta", "xlm-roberta", "electra", "distilbert", "albert", "modernbert"]
+WITH_INSIDE = ["bert", "roberta", "xlm-roberta", "electra", "distilbert", "albert", "modernbert"]
+DEBERTA = ["deberta-v2", "deberta-v2-conv"]
+WITH_BIAS = [*WITH_INSIDE, *DEBERTA]
 SEEDED = 11
 
 
@@ -31,16 +36,31 @@ def test_recorded_hidden_states_are_those_that_the_model_reports(family: str) ->
     expected = list(model(**inputs_of(batch), output_hidden_states=True).hidden_states)
     recorded = run(model, batch).hidden
     assert sorted(recorded) == list(range(DEPTH + 1))
-    last = expected.pop()  # ModernBERT reports it after the final norm; see the test below
     for layer, states in enumerate(expected):
         assert torch.equal(recorded[layer], states), layer
-    assert family == "modernbert" or torch.equal(recorded[DEPTH], last)
 
 
-def test_modernbert_records_its_last_layer_before_the_final_norm() -> None:
-    model, batch = tiny_model("modernbert").eval(), tiny_batch("modernbert")
-    output = run(model, batch)
-    assert torch.equal(model.model.final_norm(output.hidden[DEPTH]), output.record.last)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_last_hidden_states_are_those_that_the_head_reads(family: str) -> None:
+    output = run(tiny_model(family).eval(), tiny_batch(family))  # XLNet drops out once more after its last layer
+    assert torch.equal(output.hidden[DEPTH], output.record.last)
+
+
+def test_what_modernbert_records_last_has_passed_the_final_norm() -> None:
+    model: Any = tiny_model("modernbert")
+    left: list[Tensor] = []
+    model.model.layers[-1].register_forward_hook(lambda module, args, output: left.append(output))
+    assert torch.equal(run(model, tiny_batch("modernbert")).hidden[DEPTH], model.model.final_norm(left[0]))
+
+
+@pytest.mark.parametrize("family", ["bert", "modernbert", "xlnet"])
+def test_a_resumed_pass_records_the_same_last_states_as_the_whole_one(family: str) -> None:
+    model = tiny_model(family).eval()
+    sites = Sites(model)
+    runner = PassRunner(model, sites)
+    whole = runner.run(inputs_of(tiny_batch(family)))
+    resumed = runner.resume(whole, 1, whole.hidden[1], start=None)
+    assert torch.equal(resumed.hidden[DEPTH], whole.hidden[DEPTH])
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -118,7 +138,7 @@ SITES_OF = [
     (family, site)
     for family in FAMILIES
     for site in ("embedding", "hidden", "inside", "attention", "pooled")
-    if site not in ("inside", "attention") or family in WITH_BIAS
+    if family in {"inside": WITH_INSIDE, "attention": WITH_BIAS}.get(site, FAMILIES)
 ]
 
 
@@ -132,7 +152,9 @@ def test_an_edit_changes_the_output(family: str, site: str) -> None:
 @pytest.mark.parametrize(("family", "site"), SITES_OF)
 def test_an_edit_that_changes_nothing_changes_no_bit(family: str, site: str) -> None:
     model, batch = tiny_model(family), tiny_batch(family)
-    if site == "attention":  # a bias of 0 makes the mask a float one, for which the kernel rounds otherwise
+    if (
+        site == "attention" and family not in DEBERTA
+    ):  # a bias of 0 makes the mask a float one, for which the kernel rounds otherwise
         nothing, close = an_edit(site, 0.0), {"rtol": 1e-5, "atol": 1e-6}
     else:
         nothing, close = an_edit(site, 0.0), {"rtol": 0.0, "atol": 0.0}
@@ -177,7 +199,7 @@ def test_layer_edits_see_every_layer_once_in_order_as_batch_tokens_dim(family: s
     assert all(states.shape == (4, TOKENS, WIDTH) for states in output.hidden.values())
 
 
-@pytest.mark.parametrize("family", WITH_BIAS)
+@pytest.mark.parametrize("family", WITH_INSIDE)
 def test_inside_edits_see_every_layer_once_in_order(family: str) -> None:
     calls: list[int] = []
 
@@ -242,7 +264,7 @@ def without_key(key: int) -> Edits:
 
 
 @pytest.mark.parametrize("padded", [False, True])
-@pytest.mark.parametrize("family", WITH_BIAS)
+@pytest.mark.parametrize("family", [family for family in WITH_BIAS if family != "deberta-v2-conv"])  # sees neighbors
 def test_masking_a_key_removes_its_influence(family: str, padded: bool) -> None:
     model, batch = tiny_model(family), tiny_batch(family, padded=padded)
     other = {**batch, "input_ids": batch["input_ids"].clone()}
@@ -293,6 +315,121 @@ def test_a_gradient_reaches_the_attention_bias(family: str) -> None:
     (gradient,) = torch.autograd.grad(output.logits.square().sum(), bias)
     assert gradient.abs().sum() > 0
     torch.testing.assert_close(gradient.sum(dim=-1), torch.zeros(4, 1, TOKENS), atol=1e-5, rtol=0.0)  # softmax
+
+
+@pytest.mark.parametrize("family", WITH_BIAS)
+def test_attention_edits_see_what_the_attention_reads(family: str) -> None:
+    model, seen, read = tiny_model(family), [], []
+    sites = Sites(model)
+    blocks = [block for block, _ in sites.anatomy.attention_blocks()]
+    for block in blocks:
+        block.register_forward_pre_hook(
+            lambda module, args, kwargs: read.append(args[0] if args else kwargs["hidden_states"]), with_kwargs=True
+        )
+    edit = Edits(
+        attention=lambda index, states, mask: seen.append((index, states)),
+        hidden=lambda index, states: states + index,
+    )
+    PassRunner(model, sites).run(inputs_of(tiny_batch(family)), [edit])
+    assert [index for index, _ in seen] == list(range(DEPTH))
+    assert [torch.equal(states, own) for (_, states), own in zip(seen, read, strict=True)] == [True] * DEPTH
+
+
+def visible(family: str, layer: int, real: Tensor) -> Tensor:
+    """Units that a layer's attention sees (batch, tokens, tokens); the local layers of ModernBERT look 2 tokens far."""
+    pairs = real[:, None, :].expand(-1, TOKENS, -1)
+    if family == "modernbert" and layer % 2:
+        place = torch.arange(TOKENS)
+        pairs = pairs & ((place[:, None] - place).abs() <= 2)
+    return pairs
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("family", WITH_BIAS)
+def test_attention_edits_see_the_mask_of_their_layer(family: str, padded: bool) -> None:
+    batch, masks = tiny_batch(family, padded=padded), []
+    edit = Edits(attention=lambda i, states, mask: masks.append(mask))
+    run(tiny_model(family), batch, [edit])
+    real = batch["attention_mask"].bool()
+    for layer, mask in enumerate(masks):
+        expected = visible(family, layer, real)
+        if mask is None:
+            assert expected.all(), "no mask means that everything is seen"
+        else:
+            assert not mask.is_floating_point() and mask.ndim == 4
+            found = mask[:, 0].bool().expand(expected.shape)
+            assert torch.equal(found[real], expected[real]), layer  # rows of padding differ by family
+
+
+def test_attention_switched_to_eager_after_wrapping_is_refused_in_the_pass() -> None:
+    model: Any = tiny_model("bert")
+    sites = Sites(model)
+    model.set_attn_implementation("eager")
+    with pytest.raises(SiteUnavailable, match="attention implementation 'eager' ignores a bias"):
+        PassRunner(model, sites).run(inputs_of(tiny_batch("bert")), [without_key(2)])
+
+
+def test_attention_switched_to_eager_disturbs_no_pass_without_attention_edits() -> None:
+    model: Any = tiny_model("bert")
+    sites = Sites(model)
+    model.set_attn_implementation("eager")
+    PassRunner(model, sites).run(inputs_of(tiny_batch("bert")), [an_edit("hidden", 0.5)])
+
+
+# -- DeBERTa: a bias by a method that is replaced while a layer runs ---------------------------------------------------
+
+
+def replaced(model: nn.Module) -> list[str]:
+    """Modules on which a method has been replaced."""
+    name = KNOWN["deberta-v2"].bias_method.rpartition(".")[2]
+    return [path for path, module in model.named_modules() if name in vars(module)]
+
+
+@pytest.mark.parametrize("family", DEBERTA)
+def test_the_method_is_replaced_on_the_running_layer_only(family: str) -> None:
+    model: Any = tiny_model(family)
+    found: list[list[str]] = []
+    for layer in model.deberta.encoder.layer:
+        layer.attention.register_forward_hook(lambda module, args, output: found.append(replaced(model)))
+    run(model, tiny_batch(family), [without_key(2)])
+    assert found == [[f"deberta.encoder.layer.{i}.attention.self"] for i in range(DEPTH)]
+
+
+@pytest.mark.parametrize("family", DEBERTA)
+def test_nothing_is_left_on_the_model_after_a_pass(family: str) -> None:
+    model = tiny_model(family)
+    run(model, tiny_batch(family), [without_key(2)])
+    assert replaced(model) == []
+
+
+@pytest.mark.parametrize("family", DEBERTA)
+def test_an_exception_inside_a_layer_leaves_nothing_on_the_model(family: str) -> None:
+    model: Any = tiny_model(family)
+    batch = tiny_batch(family)
+    expected = run(model, batch).logits
+    layer, seen = model.deberta.encoder.layer[1], []
+
+    def fail(module: nn.Module, args: Any) -> None:
+        seen.extend(replaced(model))
+        raise ArithmeticError("inside a layer")
+
+    handle = layer.intermediate.register_forward_pre_hook(fail)
+    with pytest.raises(ArithmeticError):
+        run(model, batch, [without_key(2)])
+    handle.remove()
+    assert seen == ["deberta.encoder.layer.1.attention.self"] and replaced(model) == []
+    assert torch.equal(run(model, batch).logits, expected)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_a_copy_between_passes_is_a_plain_model(copied: Any) -> None:
+    model, batch = tiny_model("deberta-v2").eval(), tiny_batch("deberta-v2")
+    sites = Sites(model)
+    runner = PassRunner(model, sites)
+    runner.run(inputs_of(batch), [without_key(2)])
+    twin = copied(model)
+    assert torch.equal(twin(**inputs_of(batch)).logits, model(**inputs_of(batch)).logits)
+    assert replaced(twin) == []
 
 
 # -- a gradient with respect to the embedding under a frozen table -------------------------------------------------

@@ -1,4 +1,4 @@
-"""Values of the supervised contrast that can be derived by hand: scl.md, section 8."""
+"""Values of the contrasts that can be derived by hand: scl.md, section 8, and cat.md, K3."""
 
 import inspect
 import math
@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from steadytune.functional import positives, supcon_loss
+from steadytune.functional import nt_xent_loss, positives, supcon_loss
 from steadytune.methods import SCL
 from steadytune.objective import Coefficients
 from tolerances import PRINTED, ROUNDED, SAME
@@ -301,4 +301,132 @@ def test_what_is_out_of_range_is_refused(change: dict[str, object], sentence: st
     arguments = {"z": torch.eye(3), "labels": torch.tensor([0, 0, 1]), "temperature": 0.3} | change
     with pytest.raises(ValueError) as caught:
         inspect.unwrap(supcon_loss)(**arguments)  # as outside the tests, where types are not checked
+    assert str(caught.value) == sentence
+
+
+# -- two views --------------------------------------------------------------------------------------------------------
+
+ONE = [[1, 0], [0, 1], [1, 1]]
+OTHER = [[1, 0.1], [0.2, 1], [1, 0.8]]
+
+
+def views_loss(
+    one: list[list[float]], other: list[list[float]], tau: float, dtype: torch.dtype = torch.float64
+) -> float:
+    return float(nt_xent_loss(torch.tensor(one, dtype=dtype), torch.tensor(other, dtype=dtype), temperature=tau))
+
+
+def axes(rows: int) -> list[list[float]]:
+    """That many orthogonal unit vectors."""
+    return [[float(i == j) for j in range(rows)] for i in range(rows)]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("rows", "tau", "expected"),
+    [
+        (2, 0.05, 4.1223e-09),
+        (2, 0.1, 9.0796e-05),
+        (2, 0.5, 0.239545),
+        (2, 1.0, 0.551445),
+        (8, 0.1, 6.3540e-04),
+        (16, 0.1, 1.36107e-03),
+        (32, 0.1, 2.81084e-03),
+    ],
+)
+def test_orthogonal_examples_with_exact_copies_have_the_closed_form(
+    rows: int, tau: float, expected: float, dtype: torch.dtype
+) -> None:
+    closed = math.log1p((2 * rows - 2) * math.exp(-1 / tau))  # the copy at cosine 1, all others at 0
+    assert closed == near(expected)
+    assert views_loss(axes(rows), axes(rows), tau, dtype) == near(closed, dtype)
+
+
+def test_a_contrast_near_zero_keeps_its_digits_in_float64() -> None:
+    assert f"{views_loss(axes(2), axes(2), 0.05):.4e}" == "4.1223e-09"
+
+
+@pytest.mark.parametrize("tau", [0.05, 0.1, 1.0])
+@pytest.mark.parametrize(("rows", "expected"), [(2, 1.098612), (8, 2.708050), (16, 3.433987), (32, 4.143135)])
+def test_equal_vectors_give_the_logarithm_of_the_others(rows: int, expected: float, tau: float) -> None:
+    assert math.log(2 * rows - 1) == near(expected)
+    assert views_loss([[3, 4]] * rows, [[3, 4]] * rows, tau) == near(expected)
+
+
+def test_at_a_large_temperature_any_views_give_the_logarithm_of_the_others() -> None:
+    assert views_loss(ONE, OTHER, 1e7) == near(math.log(2 * 3 - 1))
+
+
+@pytest.mark.parametrize("tau", [0.05, 1.0])
+def test_views_that_are_as_wrong_as_can_be_reach_the_upper_bound(tau: float) -> None:
+    one, other = [[1, 0]] * 4, [[-1, 0]] * 4  # 3 others at cosine 1, the partner and 3 others at −1
+    bound = math.log(2 * 4 - 1) + 2 / tau
+    expected = math.log(3 + 4 * math.exp(-2 / tau)) + 2 / tau
+    assert views_loss(one, other, tau) == near(expected)
+    assert expected < bound
+
+
+@pytest.mark.parametrize("tau", [0.05, 1.0])
+def test_one_example_has_no_negatives_and_no_loss(tau: float) -> None:
+    assert views_loss([[1, 2]], [[-2, 5]], tau) == 0.0
+
+
+def test_one_example_gives_a_gradient_of_exactly_zero() -> None:
+    one, other = torch.tensor([[1.0, 2.0]], requires_grad=True), torch.tensor([[-2.0, 5.0]], requires_grad=True)
+    nt_xent_loss(one, other, temperature=0.07).backward()
+    assert one.grad is not None and other.grad is not None
+    assert torch.equal(one.grad, torch.zeros(1, 2)) and torch.equal(other.grad, torch.zeros(1, 2))
+
+
+def test_no_example_at_all_gives_zero() -> None:
+    assert float(nt_xent_loss(torch.zeros(0, 3), torch.zeros(0, 3), temperature=0.1)) == 0.0
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("tau", "expected"), [(0.05, 0.043990), (0.07, 0.121006), (0.1, 0.259071), (0.5, 1.063756), (1.0, 1.300365)]
+)
+def test_general_views_have_the_printed_loss(tau: float, expected: float, dtype: torch.dtype) -> None:
+    assert views_loss(ONE, OTHER, tau, dtype) == near(expected, dtype)
+
+
+@pytest.mark.parametrize(("tau", "expected"), [(0.05, 0.021605), (0.1, 0.136309), (1.0, 0.846267)])
+def test_negatives_from_the_other_view_alone_are_another_objective(tau: float, expected: float) -> None:
+    one, other = ([[x / math.hypot(*row) for x in row] for row in rows] for rows in (ONE, OTHER))
+    scores = [[math.exp((a[0] * b[0] + a[1] * b[1]) / tau) for b in other] for a in one]
+    assert sum(math.log(sum(row) / row[i]) for i, row in enumerate(scores)) / 3 == near(expected)
+    assert views_loss(ONE, OTHER, tau) > expected + 0.02
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("tau", [0.05, 0.1, 1.0])
+def test_half_precision_views_are_contrasted_in_float32(tau: float, dtype: torch.dtype) -> None:
+    one, other = torch.tensor(ONE, dtype=dtype), torch.tensor([[2, 1], [1, 4], [3, 1]], dtype=dtype)
+    value = nt_xent_loss(one, other, temperature=tau)  # small integers: exact in half precision
+    assert value.dtype == torch.float32
+    assert float(value) == pytest.approx(views_loss(ONE, other.tolist(), tau), rel=ROUNDED[dtype])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("tau", [0.05, 0.1, 1.0])
+def test_autocast_does_not_round_the_cosines_of_views(tau: float, dtype: torch.dtype) -> None:
+    one, other = torch.tensor(ONE, dtype=torch.float32), torch.tensor(OTHER, dtype=torch.float32)
+    with torch.autocast("cpu", dtype=dtype):
+        value = nt_xent_loss(one, other, temperature=tau)
+    assert value.dtype == torch.float32
+    assert float(value) == pytest.approx(views_loss(ONE, OTHER, tau), rel=ROUNDED[dtype])
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"b": torch.eye(2, 3)}, "a and b must have the same length; got 3 and 2 vectors."),
+        ({"temperature": 0.0}, "temperature must be a number > 0; got 0.0."),
+        ({"temperature": float("nan")}, "temperature must be a number > 0; got nan."),
+    ],
+)
+def test_views_that_are_out_of_range_are_refused(change: dict[str, object], sentence: str) -> None:
+    arguments = {"a": torch.eye(3), "b": torch.eye(3), "temperature": 0.1} | change
+    with pytest.raises(ValueError) as caught:
+        inspect.unwrap(nt_xent_loss)(**arguments)  # as outside the tests, where types are not checked
     assert str(caught.value) == sentence

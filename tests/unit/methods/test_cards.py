@@ -7,6 +7,7 @@ import pytest
 
 from steadytune.methods import METHODS, method_class
 from steadytune.methods.cards import UnknownMethod, read_card, read_cards
+from steadytune.recipes import load_recipe
 
 KEYS = sorted(METHODS)
 FRONT = {
@@ -23,7 +24,7 @@ FRONT = {
     "floor",
     "measured_cost",
     "null_setting",
-    "control",
+    "controls",
     "status",
 }
 SECTIONS = [
@@ -46,6 +47,13 @@ def test_every_method_has_a_card() -> None:
 @pytest.mark.parametrize("key", KEYS)
 def test_the_front_matter_is_complete(key: str) -> None:
     assert read_card(key).front.keys() == FRONT
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_every_control_is_a_bundled_recipe(key: str) -> None:
+    assert {load_recipe(name).name for name in read_card(key).front["controls"]} == set(
+        read_card(key).front["controls"]
+    )
 
 
 @pytest.mark.parametrize("key", KEYS)

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from steadytune.tasks import Classification, TaskError
-from tolerances import SAME
+from tolerances import PRINTED, SAME
 
 NAMES = ("bad", "fair", "good")
 EXACT = SAME[torch.float64]
@@ -57,6 +57,35 @@ def test_gradient_without_any_label_is_0() -> None:
 
 def test_loss_of_bfloat16_scores_is_float32() -> None:
     assert Classification(NAMES).loss(logits(dtype=torch.bfloat16), LABELS).dtype == torch.float32
+
+
+# -- divergence -------------------------------------------------------------------------------------------------------
+
+
+def test_divergence_of_classes_is_the_symmetric_relative_entropy_in_nats() -> None:
+    one, other = torch.tensor([[1.0, 2.0, 3.0]]).double(), torch.tensor([[3.0, 2.0, 1.0]]).double()
+    p, q = one.softmax(dim=-1), other.softmax(dim=-1)
+    expected = ((p * (p / q).log()).sum() + (q * (q / p).log()).sum()) / 2
+    assert float(expected) == pytest.approx(1.150421, rel=0, abs=PRINTED[torch.float64])
+    torch.testing.assert_close(Classification(NAMES).divergence(one, other), expected, rtol=EXACT, atol=EXACT)
+
+
+def test_divergence_is_a_mean_over_the_examples() -> None:
+    one, other = logits(dtype=torch.float64).detach(), logits(dtype=torch.float64).detach().flip(0)
+    rows = [Classification(NAMES).divergence(a[None], b[None]) for a, b in zip(one, other, strict=True)]
+    found = Classification(NAMES).divergence(one, other)
+    torch.testing.assert_close(found, torch.stack(rows).mean(), rtol=EXACT, atol=EXACT)
+
+
+def test_label_smoothing_does_not_enter_the_divergence() -> None:
+    one, other = logits(), logits().flip(0)
+    found = [Classification(NAMES, label_smoothing=share).divergence(one, other) for share in (0.0, 0.2)]
+    assert torch.equal(*found)
+
+
+def test_divergence_of_bfloat16_scores_is_float32() -> None:
+    one, other = logits(dtype=torch.bfloat16), logits(dtype=torch.bfloat16).flip(0)
+    assert Classification(NAMES).divergence(one, other).dtype == torch.float32
 
 
 # -- scores -----------------------------------------------------------------------------------------------------------

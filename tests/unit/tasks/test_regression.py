@@ -44,6 +44,27 @@ def test_loss_of_bfloat16_predictions_is_float32() -> None:
     assert Regression().loss(logits(torch.bfloat16), LABELS).dtype == torch.float32
 
 
+# -- divergence -------------------------------------------------------------------------------------------------------
+
+
+def test_divergence_of_numbers_is_the_mean_squared_difference() -> None:
+    one, other = torch.tensor([[1.0], [2.0], [3.0]]).double(), torch.tensor([[3.0], [2.0], [1.0]]).double()
+    assert float(Regression().divergence(one, other)) == pytest.approx((4 + 0 + 4) / 3, rel=EXACT)
+
+
+def test_divergence_of_numbers_is_symmetric() -> None:
+    one, other = logits(torch.float64), logits(torch.float64).flip(0)
+    assert torch.equal(Regression().divergence(one, other), Regression().divergence(other, one))
+
+
+def test_a_number_is_no_distribution_of_one_class() -> None:
+    assert Regression().divergence(torch.tensor([[1.0]]), torch.tensor([[4.0]])).item() == 9  # a softmax would give 0
+
+
+def test_divergence_of_bfloat16_predictions_is_float32() -> None:
+    assert Regression().divergence(logits(torch.bfloat16), logits(torch.bfloat16)).dtype == torch.float32
+
+
 # -- scores -----------------------------------------------------------------------------------------------------------
 
 PREDICTED = np.asarray([1.0, 2.0, 3.0, 10.0])
