@@ -26,8 +26,8 @@ from transformers import (
 from transformers.utils import logging
 
 from steadytune.recipes import load_run
-from steadytune.training.fit import rows_of, task_of
 from steadytune.training.loading import locate_model
+from steadytune.training.prepare import rows_of, task_of
 
 
 def main() -> None:

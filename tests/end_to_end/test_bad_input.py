@@ -200,6 +200,51 @@ SPLITS: dict[str, Case] = {
         ON_REVIEWS + " --fraction 1.5",
         ("--fraction", "less than or equal to 1", "1.5"),
     ),
+    "label noise of all rows": (
+        nothing,
+        ON_REVIEWS + " --label-noise 1",
+        ("--label-noise must be less than 1; got 1",),
+    ),
+    "label noise of no row": (
+        nothing,
+        ON_REVIEWS + " --k-shot 2 --label-noise 0.1",
+        ("label_noise 0.1 of 4 training rows is no row", "raise it or take more"),
+    ),
+    "unknown kind of label noise": (
+        nothing,
+        ON_REVIEWS + " --label-noise 0.1 --label-noise-kind matrix",
+        ("--label-noise-kind must be 'uniform' or 'pair'; got 'matrix'",),
+    ),
+    "kind of no label noise": (
+        nothing,
+        ON_REVIEWS + " --label-noise-kind pair",
+        ("data.label_noise_kind", "data.label_noise above 0", "'pair' with 0"),
+    ),
+    "label noise of scores": (
+        SCORES,
+        TRAIN.format("scores.csv --label-noise 0.1"),
+        ("label_noise needs rows with classes", "scores", "leave it out"),
+    ),
+    "text noise out of range": (
+        nothing,
+        ON_REVIEWS + " --text-noise 1.5",
+        ("--text-noise must be less than or equal to 1; got 1.5",),
+    ),
+    "imbalance out of range": (
+        nothing,
+        ON_REVIEWS + " --imbalance 0.5",
+        ("--imbalance must be greater than or equal to 1; got 0.5",),
+    ),
+    "imbalance of too few rows": (
+        nothing,
+        ON_REVIEWS + " --k-shot 1 --imbalance 4",
+        ("imbalance 4 of 2 training rows leaves 1 to every one of the 2 classes", "take more rows"),
+    ),
+    "imbalance of scores": (
+        SCORES,
+        TRAIN.format("scores.csv --imbalance 4"),
+        ("imbalance needs rows with classes", "scores", "leave it out"),
+    ),
 }
 RECIPES: dict[str, Case] = {
     "unknown recipe": (nothing, ON_REVIEWS + " -r slc", ("unknown recipe 'slc'", "did you mean 'scl'?")),

@@ -1,7 +1,6 @@
 """`steadytune train`."""
 
 import os
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -45,6 +44,19 @@ def train(
     k_shot: Annotated[int | None, typer.Option(help="Training rows per class.")] = None,
     fraction: Annotated[float | None, typer.Option(help="Share of the training rows, per class.")] = None,
     eval_rows: Annotated[int | None, typer.Option(help="At most so many rows of dev and of test.")] = None,
+    imbalance: Annotated[
+        float | None,
+        typer.Option(help="Training rows of the largest class over those of the smallest; geometric in between."),
+    ] = None,
+    label_noise: Annotated[
+        float | None, typer.Option(help="Share of the training rows that get a wrong label.", show_default="0")
+    ] = None,
+    label_noise_kind: Annotated[
+        str | None, typer.Option(help="`uniform`, any other class; `pair`, the next class.", show_default="uniform")
+    ] = None,
+    text_noise: Annotated[
+        float | None, typer.Option(help="Share of the training words misspelt or dropped.", show_default="0")
+    ] = None,
     train_split: Annotated[str | None, typer.Option(help="Training split.", show_default="train")] = None,
     dev_split: Annotated[str | None, typer.Option(help="Validation split.")] = None,
     test_split: Annotated[str | None, typer.Option(help="Test split.")] = None,
@@ -64,6 +76,10 @@ def train(
         "k_shot": k_shot,
         "fraction": fraction,
         "eval_rows": eval_rows,
+        "imbalance": imbalance,
+        "label_noise": label_noise,
+        "label_noise_kind": label_noise_kind,
+        "text_noise": text_noise,
         "train_split": train_split,
         "dev_split": dev_split,
         "test_split": test_split,
@@ -77,15 +93,8 @@ def train(
     _check_parents(folder)
     quiet_libraries()
     main_process = int(os.environ.get("RANK", "0")) == 0
-    made_here = [path for path in (folder, *folder.parents) if not path.exists()]
-    try:
-        with watching(quiet=as_json or not main_process) as watch:
-            record = fit(chosen, folder, watch=watch)
-    except ValueError:  # refused after the Trainer made its folder; left there, it would look like something else's
-        for path in (folder / "checkpoints", *made_here):
-            with suppress(OSError):  # removes empty folders only
-                path.rmdir()
-        raise
+    with watching(quiet=as_json or not main_process) as watch:
+        record = fit(chosen, folder, watch=watch)
     if not main_process:
         return 0
     if as_json:

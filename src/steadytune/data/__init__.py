@@ -1,6 +1,8 @@
 """Data on its way in: sources, the choice of rows, and batches."""
 
 from steadytune.data.batching import ClassBalancedBatches, Encoded, LengthGroupedBatches, PaddingCollator, encode
+from steadytune.data.checks import DataReport, data_report
+from steadytune.data.corruption import corrupt, flip_labels, noise_words, thin_classes
 from steadytune.data.examples import Examples
 from steadytune.data.sampling import Selection, resolve_splits, select, take_fraction, take_k_shot, take_rows
 from steadytune.data.sources import Dataset, available_splits, check_trainable, load_dataset
@@ -9,6 +11,7 @@ from steadytune.data.tables import DataError, read_rows
 __all__ = [
     "ClassBalancedBatches",
     "DataError",
+    "DataReport",
     "Dataset",
     "Encoded",
     "Examples",
@@ -17,12 +20,17 @@ __all__ = [
     "Selection",
     "available_splits",
     "check_trainable",
+    "corrupt",
+    "data_report",
     "encode",
+    "flip_labels",
     "load_dataset",
+    "noise_words",
     "read_rows",
     "resolve_splits",
     "select",
     "take_fraction",
     "take_k_shot",
     "take_rows",
+    "thin_classes",
 ]

@@ -182,6 +182,11 @@ def select(
     return Selection(chosen, parts["dev"], parts["test"], tuple(notes))
 
 
+def contents(examples: Examples) -> list[tuple[str, str]]:
+    """Both texts of each row; the second is empty where rows have one text."""
+    return list(zip(examples.texts, examples.pairs or [""] * len(examples), strict=True))
+
+
 def _training_rows(
     pool: Examples, train_rows: int | None, k_shot: int | None, fraction: float | None, seed: int
 ) -> list[int]:
@@ -208,12 +213,12 @@ def _carve(
 ) -> tuple[dict[str, Examples], list[int], list[str]]:
     """Rows for the missing parts, the rows left to train on, and a note for each part."""
     used = set(train)
-    contents = _contents(pool)
-    known = {contents[index] for index in train}
+    texts = contents(pool)
+    known = {texts[index] for index in train}
     unused = []
     for index in range(len(pool)):  # a text that trains, or that stands here already, says nothing as dev or test
-        if index not in used and contents[index] not in known:
-            known.add(contents[index])
+        if index not in used and texts[index] not in known:
+            known.add(texts[index])
             unused.append(index)
     from_unused = len(unused) >= len(missing)
     room = min(max(MIN_CARVED_ROWS, len(train)), len(unused) // max(1, len(missing)))
@@ -252,16 +257,12 @@ def _remarks(dataset: Dataset, train: Examples, k_shot: int | None, parts: dict[
         short = sum(len(rows) < k_shot for rows in groups.values()) if k_shot else 0
         if short:
             remarks.append(f"train: {short} classes have fewer than {k_shot} rows")
-    seen = set(_contents(train))
+    seen = set(contents(train))
     for part, rows in parts.items():
-        repeated = sum(content in seen for content in _contents(rows))
+        repeated = sum(content in seen for content in contents(rows))
         if repeated:
             remarks.append(f"{part}: {repeated} of {len(rows)} rows repeat the text of a training row")
     return remarks
-
-
-def _contents(examples: Examples) -> list[tuple[str, str]]:
-    return list(zip(examples.texts, examples.pairs or [""] * len(examples), strict=True))
 
 
 def _checked_count(name: str, value: int, most: int | None) -> int:

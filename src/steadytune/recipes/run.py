@@ -1,6 +1,9 @@
 """One run, complete: data, model, recipe and the settings that all recipes of a comparison share."""
 
+import hashlib
+import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,10 +14,16 @@ from steadytune.recipes.recipe import Recipe, RecipeError, read_text, read_yaml,
 
 BUNDLED_LEARNING_RATE = 1e-4
 OTHER_LEARNING_RATE = 2e-5
+_PROTOCOL = (
+    *("train_rows", "k_shot", "fraction", "eval_rows"),
+    *("imbalance", "label_noise", "label_noise_kind", "text_noise"),
+)
 
 
 class DataSettings(BaseModel):
-    """Which rows.
+    """Which rows, and what is done to those that train.
+
+    With the seed this is the protocol of a run, saved in its `run.yaml`; `protocol_hash` says whether two are the same.
 
     Attributes:
         source: file, folder, hub name or "sample".
@@ -29,6 +38,10 @@ class DataSettings(BaseModel):
         k_shot: training rows per class.
         fraction: share of the training rows, per class.
         eval_rows: at most so many rows of validation and of test.
+        imbalance: training rows of the largest class over those of the smallest, geometric in between; rows go.
+        label_noise: share of the training rows that get the label of another class.
+        label_noise_kind: "uniform", any other class; "pair", the next class; "uniform" if null.
+        text_noise: probability that a word of a training text is misspelt or dropped.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -45,6 +58,18 @@ class DataSettings(BaseModel):
     k_shot: int | None = Field(None, ge=1)
     fraction: float | None = Field(None, gt=0, le=1)
     eval_rows: int | None = Field(None, ge=1)
+    imbalance: float | None = Field(None, ge=1)
+    label_noise: float = Field(0.0, ge=0, lt=1)
+    label_noise_kind: Literal["uniform", "pair"] | None = None
+    text_noise: float = Field(0.0, ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "DataSettings":
+        if self.label_noise_kind is not None and self.label_noise == 0:
+            raise ValueError(
+                f"data.label_noise_kind needs a data.label_noise above 0; got {self.label_noise_kind!r} with 0."
+            )
+        return self
 
 
 class RunSettings(BaseModel):
@@ -53,6 +78,7 @@ class RunSettings(BaseModel):
     Attributes:
         epochs: passes over the training rows.
         min_steps: smallest number of optimizer steps, however few the rows.
+        steps: exact number of optimizer steps, in place of `epochs` and `min_steps`; null to follow them.
         batch_size: rows of one forward pass in one process.
         accumulation_steps: forward passes of one optimizer step.
         learning_rate: peak; if null, 1e-4 for the bundled encoder and 2e-5 for others.
@@ -72,6 +98,7 @@ class RunSettings(BaseModel):
 
     epochs: float = Field(10.0, gt=0)
     min_steps: int = Field(150, ge=1)
+    steps: int | None = Field(None, ge=1)
     batch_size: int = Field(16, ge=1)
     accumulation_steps: int = Field(1, ge=1)
     learning_rate: float | None = Field(None, gt=0)
@@ -131,6 +158,25 @@ class RunConfig(BaseModel):
         if self.run.learning_rate is not None:
             return self.run.learning_rate
         return BUNDLED_LEARNING_RATE if self.model == "bundled" else OTHER_LEARNING_RATE
+
+
+def protocol_hash(data: DataSettings, fingerprints: Mapping[str, str]) -> str:
+    """Content hash of a protocol: how rows are drawn and changed, and the rows that this gave.
+
+    Two runs with the same hash drew and changed rows by the same rule and got the same rows, wherever these lie. A
+    setting at its default does not count, so one that a later version adds changes no hash.
+
+    Args:
+        data: the settings of the run.
+        fingerprints: SHA-256 of the rows by split, as `RunRecord.data_fingerprints`; they also pin the seed.
+    Returns:
+        16 hexadecimal digits.
+    """
+    settings = data.model_dump(mode="json", include=set(_PROTOCOL), exclude_defaults=True)
+    if data.label_noise:
+        settings["label_noise_kind"] = data.label_noise_kind or "uniform"
+    content = json.dumps([settings, dict(fingerprints)], sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
 def load_run(path: str | Path) -> RunConfig:

@@ -54,6 +54,7 @@ class RunRecord(BaseModel):
         cost: what training took; null if it failed before the end.
         versions: of Python and the packages that matter.
         hardware: processor, threads, accelerator.
+        cell: its place in a study: task, protocol, recipe, seed, budget, role; null for a single run.
         commit: of the working tree that steadytune ran from, and whether it was changed; null for an installed package.
     """
 
@@ -83,3 +84,4 @@ class RunRecord(BaseModel):
     versions: dict[str, str]
     hardware: dict[str, str | int]
     commit: str | None = None
+    cell: dict[str, str | int] | None = None

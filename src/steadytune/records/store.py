@@ -61,17 +61,36 @@ def write_predictions(path: Path, ids: Sequence[str], splits: Sequence[str], lab
         labels: true label of each row.
         logits: (rows, outputs), as the model gave them.
     """
-    table = pa.table(
-        {
-            "id": pa.array(ids, pa.string()),
-            "split": pa.array(splits, pa.string()).dictionary_encode(),
-            "label": pa.array(np.asarray(labels)),
-            "logits": pa.array(list(logits.astype(np.float32)), pa.list_(pa.float32())),
-        }
-    )
+    columns = {
+        "id": pa.array(ids, pa.string()),
+        "split": pa.array(splits, pa.string()).dictionary_encode(),
+        "label": pa.array(np.asarray(labels)),
+        "logits": pa.array(list(logits.astype(np.float32)), pa.list_(pa.float32())),
+    }
+    _write_table(path, columns)
+
+
+def write_pooled(path: Path, ids: Sequence[str], labels: Any, vectors: np.ndarray) -> None:
+    """Write one vector per example as Parquet: id, label, vector in half precision.
+
+    Args:
+        path: where to.
+        ids: row ids.
+        labels: true label of each row.
+        vectors: (rows, dim).
+    """
+    columns = {
+        "id": pa.array(ids, pa.string()),
+        "label": pa.array(np.asarray(labels)),
+        "vector": pa.array(list(vectors.astype(np.float16)), pa.list_(pa.float16())),
+    }
+    _write_table(path, columns)
+
+
+def _write_table(path: Path, columns: Mapping[str, pa.Array]) -> None:
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        pq.write_table(table, aside, compression="zstd")
+        pq.write_table(pa.table(dict(columns)), aside, compression="zstd")
         os.replace(aside, path)
     finally:
         aside.unlink(missing_ok=True)

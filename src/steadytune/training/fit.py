@@ -6,7 +6,8 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,31 +16,24 @@ import numpy as np
 import torch
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 
-from steadytune.data import Dataset, Selection, available_splits, encode, load_dataset, select
-from steadytune.data.batching import ClassBalancedBatches, Encoded, LengthGroupedBatches, PaddingCollator
-from steadytune.encoders.bundled import AFFECTED_SETS
-from steadytune.encoders.families import describe, dropout_settings, longest_input
+from steadytune.data.batching import ClassBalancedBatches, LengthGroupedBatches
+from steadytune.encoders.families import describe
 from steadytune.functional import keyed_seed
 from steadytune.objective import Coefficients
-from steadytune.recipes import RunConfig, load_run, save_run
-from steadytune.records import Cost, RunRecord, config_hash, write_json, write_predictions, write_record
-from steadytune.tasks import Classification, Regression, Task
+from steadytune.recipes import RunConfig, RunSettings, load_run, save_run
+from steadytune.records import Cost, RunRecord, config_hash, write_json, write_pooled, write_predictions, write_record
 from steadytune.training import surroundings
 from steadytune.training.checkpoints import last_complete_checkpoint
 from steadytune.training.export import export_model
-from steadytune.training.inference import predict_logits
-from steadytune.training.loading import (
-    ModelSource,
-    RunError,
-    load_config,
-    load_model,
-    load_tokenizer,
-    locate_model,
-    revision,
-)
+from steadytune.training.inference import pooled_vectors, predict_logits
+from steadytune.training.loading import RunError, revision
+from steadytune.training.prepare import Prepared, prepare
 from steadytune.training.trainer import RegularizedTrainer
 
 logger = logging.getLogger("steadytune")
+
+INPUTS_FILE = "inputs.json"
+_POOLED_ROWS = 500  # enough for a figure of the vectors
 
 
 @dataclass(frozen=True)
@@ -62,24 +56,14 @@ class Progress:
 Watch = Callable[[Progress], None]
 
 
-@dataclass(frozen=True)
-class _Prepared:
-    """Everything before the first step."""
-
-    task: Task
-    selection: Selection
-    tokenizer: Any
-    model: Any
-    source: ModelSource
-    rows: dict[str, Encoded]
-    collator: PaddingCollator
-    notes: list[str]
-
-
-INPUTS_FILE = "inputs.json"
-
-
-def fit(config: RunConfig, output: Path, *, watch: Watch = lambda progress: None) -> RunRecord:
+def fit(
+    config: RunConfig,
+    output: Path,
+    *,
+    watch: Watch = lambda progress: None,
+    export: bool = True,
+    pooled: bool = False,
+) -> RunRecord:
     """Train, evaluate and save one run; a run that was killed goes on from its last complete checkpoint.
 
     Args:
@@ -87,6 +71,8 @@ def fit(config: RunConfig, output: Path, *, watch: Watch = lambda progress: None
         output: folder of the run: `model/`, `record.json`, `predictions.parquet`, `run.yaml`. It must be new, empty, or
             hold the same run unfinished.
         watch: told about progress.
+        export: save the model.
+        pooled: save the vectors that enter the label map, of at most 500 test rows.
     Returns:
         The record; its status is "failed" if training diverged.
     Raises:
@@ -96,11 +82,12 @@ def fit(config: RunConfig, output: Path, *, watch: Watch = lambda progress: None
     """
     checkpoint = _open_output(config, output)
     watch(Progress("data"))
-    ready = _prepare(config)
-    inputs = {"data": _fingerprints(ready.selection), "model": revision(ready.source, ready.model.config)}
-    if checkpoint is not None:
-        _check_unchanged(output, inputs)
-    trainer = _trainer(config, ready, output / "checkpoints", watch)
+    with _no_empty_folders(output):
+        ready = prepare(config)
+        inputs = _inputs(ready)
+        if checkpoint is not None:
+            _check_unchanged(output, inputs)
+        trainer = _trainer(config, ready, output / "checkpoints", watch)
     output.mkdir(parents=True, exist_ok=True)
     save_run(config, output / "run.yaml")
     write_json(output / INPUTS_FILE, inputs)
@@ -117,14 +104,31 @@ def fit(config: RunConfig, output: Path, *, watch: Watch = lambda progress: None
         name: predict_logits(ready.model, ready.rows[name], ready.collator, config.run.eval_batch_size)
         for name in splits
     }
-    record = _record(config, ready, trainer, logits, seconds, checkpoint)
+    record = _record(config, ready, inputs, trainer, logits, seconds, checkpoint)
     if trainer.is_world_process_zero():
-        _write(output, record, ready, logits)
+        if pooled:
+            _write_pooled(output, config, ready)
+        _write(output, record, ready, logits, export)
     return record
 
 
-def _fingerprints(selection: Selection) -> dict[str, str]:
-    return {name: getattr(selection, name).fingerprint() for name in ("train", "dev", "test")}
+@contextmanager
+def _no_empty_folders(output: Path) -> Iterator[None]:
+    """A run that is refused leaves no folders behind, which would look like something else's."""
+    new = [path for path in (output / "checkpoints", output, *output.parents) if not path.exists()]
+    try:
+        yield
+    except ValueError:
+        for path in new:
+            with suppress(OSError):  # removes empty folders only
+                path.rmdir()
+        raise
+
+
+def _inputs(ready: Prepared) -> dict[str, Any]:
+    """What a run begins with: rows by split, weights."""
+    splits = {name: getattr(ready.selection, name).fingerprint() for name in ("train", "dev", "test")}
+    return {"data": splits, "model": revision(ready.source, ready.model.config)}
 
 
 def _check_unchanged(output: Path, inputs: dict[str, Any]) -> None:
@@ -159,90 +163,19 @@ def _open_output(config: RunConfig, output: Path) -> Path | None:
         raise RunError(str(error)) from None
 
 
-def rows_of(config: RunConfig) -> tuple[Dataset, Selection]:
-    """The data set of a run, and the rows that it trains and is scored on.
+def planned_steps(run: RunSettings, batches: int) -> int:
+    """Optimizer steps of a run.
 
     Args:
-        config: the run.
-    Raises:
-        DataError: the data cannot be used.
+        run: its settings.
+        batches: batches of an epoch, over all processes.
     """
-    data = config.data
-    dataset = load_dataset(
-        data.source,
-        splits=_splits(config),
-        text_column=data.text_column,
-        pair_column=data.pair_column,
-        label_column=data.label_column,
-        task=data.task,
-    )
-    selection = select(
-        dataset,
-        train_split=data.train_split,
-        dev_split=data.dev_split,
-        test_split=data.test_split,
-        train_rows=data.train_rows,
-        k_shot=data.k_shot,
-        fraction=data.fraction,
-        eval_rows=data.eval_rows,
-        seed=config.seed,
-    )
-    return dataset, selection
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    steps_per_epoch = math.ceil(batches / (run.accumulation_steps * world))
+    return run.steps or max(math.ceil(run.epochs * steps_per_epoch), run.min_steps)
 
 
-def _prepare(config: RunConfig) -> _Prepared:
-    dataset, selection = rows_of(config)
-    task = task_of(dataset.task, dataset.label_names, dataset.metric)
-    found = locate_model(config.model)
-    tokenizer = load_tokenizer(found)
-    limit = longest_input(load_config(found))
-    if limit is not None and config.run.max_length > limit:
-        raise RunError(f"run.max_length must be at most {limit} with model {found.given}; got {config.run.max_length}.")
-    dropout = config.recipe.dropout
-    settings = dropout_settings(load_config(found), hidden=dropout.hidden, attention=dropout.attention)
-    torch.manual_seed(keyed_seed(config.seed, "head"))
-    model = load_model(found, **task.head_config(), **settings)
-    rows = {
-        name: encode(getattr(selection, name), tokenizer, config.run.max_length) for name in ("train", "dev", "test")
-    }
-    notes = [*dataset.notes, *selection.notes]
-    for name, split in rows.items():
-        if split.truncated_rows:
-            notes.append(f"split {name!r}: {split.truncated_rows} rows cut to {config.run.max_length} tokens")
-    if config.model == "bundled" and dataset.name in AFFECTED_SETS:
-        notes.append(f"the bundled encoder has met texts of {dataset.name} in its own training")
-    collator = PaddingCollator(tokenizer, task.label_dtype)
-    return _Prepared(task, selection, tokenizer, model, found, rows, collator, notes)
-
-
-def _splits(config: RunConfig) -> list[str] | None:
-    """The splits to read: those named and the usual ones where present; None, if nobody named one."""
-    data, there = config.data, available_splits(config.data.source)
-    if (data.train_split, data.dev_split, data.test_split) == ("train", None, None) and "train" in there:
-        return None  # leaves out those whose labels the hub hides
-    usual = [[name for name in names if name in there][:1] for names in (("dev", "validation"), ("test",))]
-    wanted = [[data.train_split], [data.dev_split] if data.dev_split else usual[0]]
-    wanted += [[data.test_split] if data.test_split else usual[1]]
-    return list(dict.fromkeys(name for group in wanted for name in group))
-
-
-def task_of(kind: str, label_names: tuple[str, ...], metric: str | None) -> Task:
-    """The task of a data set.
-
-    Args:
-        kind: "classification" or "regression".
-        label_names: names of the classes.
-        metric: what the data set's authors report, in their words.
-    """
-    if kind == "regression":
-        return Regression()
-    words = (metric or "").lower()
-    if words.startswith("matthews"):
-        return Classification(label_names, metric="matthews")
-    return Classification(label_names, metric="macro_f1" if words.startswith("macro f1") else "accuracy")
-
-
-def _trainer(config: RunConfig, ready: _Prepared, checkpoints: Path, watch: Watch) -> RegularizedTrainer:
+def _trainer(config: RunConfig, ready: Prepared, checkpoints: Path, watch: Watch) -> RegularizedTrainer:
     run, train = config.run, ready.rows["train"]
     batches: Any
     labels: Any = train.labels
@@ -255,9 +188,7 @@ def _trainer(config: RunConfig, ready: _Prepared, checkpoints: Path, watch: Watc
         batches = LengthGroupedBatches(
             train.lengths, run.batch_size, seed=keyed_seed(config.seed, "data order") % 2**32
         )
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    steps_per_epoch = math.ceil(len(batches) / (run.accumulation_steps * world))
-    steps = max(math.ceil(run.epochs * steps_per_epoch), run.min_steps)
+    steps = planned_steps(run, len(batches))
     on_cpu = not torch.cuda.is_available()
     methods = config.recipe.build()
     if Coefficients.of([method for method in methods if method.active]).task == 0:
@@ -326,7 +257,8 @@ class _Reporter(TrainerCallback):
 
 def _record(
     config: RunConfig,
-    ready: _Prepared,
+    ready: Prepared,
+    inputs: dict[str, Any],
     trainer: RegularizedTrainer,
     logits: dict[str, np.ndarray],
     seconds: float,
@@ -340,20 +272,19 @@ def _record(
         else {}
     )
     splits = {name: getattr(ready.selection, name) for name in ("train", "dev", "test")}
-    fingerprints = _fingerprints(ready.selection)
     settings = config.model_dump(mode="json")
     coefficients = {"task": wrapper.coefficients.task, **wrapper.coefficients.terms}
     return RunRecord(
-        run_id=config_hash(settings, fingerprints),
+        run_id=config_hash(settings, inputs["data"]),
         config=settings,
         task=ready.task.name,
         metric=ready.task.metric,
         label_names=list(getattr(ready.task, "label_names", ())),
-        data_fingerprints=fingerprints,
+        data_fingerprints=inputs["data"],
         data_rows={name: len(rows) for name, rows in splits.items()},
         data_notes=ready.notes,
         model_name=ready.source.name,
-        model_revision=revision(ready.source, ready.model.config),
+        model_revision=inputs["model"],
         dropout=describe(ready.model).dropout,
         learning_rate=config.learning_rate,
         coefficients=coefficients,
@@ -379,14 +310,21 @@ def _record(
     )
 
 
-def _write(output: Path, record: RunRecord, ready: _Prepared, logits: dict[str, np.ndarray]) -> None:
+def _write_pooled(output: Path, config: RunConfig, ready: Prepared) -> None:
+    if describe(ready.model).label_linear is not None:
+        rows = ready.rows["test"].first(_POOLED_ROWS)
+        vectors = pooled_vectors(ready.model, rows, ready.collator, config.run.eval_batch_size)
+        write_pooled(output / "pooled.parquet", rows.ids, rows.labels, vectors)
+
+
+def _write(output: Path, record: RunRecord, ready: Prepared, logits: dict[str, np.ndarray], export: bool) -> None:
     """Everything that a finished run leaves; the record comes last and says that the rest is there."""
     splits = [(name, ready.selection) for name in logits]
     ids = [row for name, chosen in splits for row in getattr(chosen, name).ids]
     labels = [label for name in logits for label in ready.rows[name].labels or ()]
     names = [name for name, values in logits.items() for _ in range(len(values))]
     write_predictions(output / "predictions.parquet", ids, names, labels, np.concatenate(list(logits.values())))
-    if record.status == "done":
+    if export and record.status == "done":
         export_model(ready.model, ready.tokenizer, output / "model", record)
     write_record(output / "record.json", record)
     (output / INPUTS_FILE).unlink(missing_ok=True)

@@ -14,6 +14,7 @@ from steadytune.data import (
     Dataset,
     Examples,
     resolve_splits,
+    sampling,
     select,
     take_fraction,
     take_k_shot,
@@ -279,6 +280,11 @@ def test_evaluation_rows_are_capped_and_stratified() -> None:
     assert Counter(chosen.dev.labels) == {0: 2, 1: 2, 2: 2}
     assert len(chosen.test) == 4
     assert chosen.notes == ("dev: 6 of 27 rows (eval_rows)",)
+
+
+def test_the_content_of_a_row_is_both_texts_or_one_and_nothing() -> None:
+    assert sampling.contents(Examples(("1",), ("a",), ("b",))) == [("a", "b")]
+    assert sampling.contents(Examples(("1", "2"), ("a", "b"))) == [("a", ""), ("b", "")]
 
 
 def test_regression_is_selected_without_classes() -> None:

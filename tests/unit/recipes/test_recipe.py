@@ -4,11 +4,28 @@ from pathlib import Path
 
 import pytest
 
-from steadytune.methods import SCL, HyPe
+from steadytune.methods import ASA, CAT, SCL, HyPe
 from steadytune.methods.contract import MethodError
 from steadytune.recipes import Dropout, Recipe, RecipeError, bundled_recipes, load_recipe
 
-BUNDLED = ["hype", "plain", "scl", "paper/hype", "paper/scl"]
+BUNDLED = [
+    "asa-control-random",
+    "asa",
+    "cat-control",
+    "cat",
+    "consistency",
+    "hype-control",
+    "hype",
+    "lnsr-control-dropout",
+    "lnsr-control-noise",
+    "lnsr",
+    "plain",
+    "scl",
+    "paper/asa",
+    "paper/cat",
+    "paper/hype",
+    "paper/scl",
+]
 
 
 def write(path: Path, text: str) -> str:
@@ -20,7 +37,7 @@ def write(path: Path, text: str) -> str:
 
 
 def test_every_bundled_recipe_is_listed_by_its_name() -> None:
-    assert [recipe.name for recipe in bundled_recipes()] == BUNDLED
+    assert [recipe.name for recipe in bundled_recipes()] == BUNDLED  # in the order of their files
 
 
 @pytest.mark.parametrize("name", BUNDLED)
@@ -59,6 +76,60 @@ def test_the_papers_hype_switches_hidden_dropout_off() -> None:
     assert load_recipe("paper/hype").dropout == Dropout(hidden=0, attention=None)
 
 
+def test_the_papers_cat_has_values_of_the_published_grids() -> None:
+    (cat,) = load_recipe("paper/cat").build()
+    assert isinstance(cat, CAT)
+    assert cat.epsilon in (0.0001, 0.001, 0.005, 0.02)
+    assert cat.temperature in (0.05, 0.06, 0.07, 0.08, 0.09, 0.1)
+    assert cat.weight in (0.1, 0.2, 0.3, 0.4, 0.5)
+    assert cat.projection_dim == 300
+
+
+def test_the_papers_asa_has_the_values_of_the_released_code() -> None:
+    assert load_recipe("paper/asa").build() == (
+        ASA(
+            weight=1.0,
+            temperature=0.5,
+            gain=1e4,
+            parameterization="paper",
+            protect="none",
+            rank=None,
+            share_dropout=False,
+        ),
+    )
+
+
+# -- controls ---------------------------------------------------------------------------------------------------------
+
+CONTROLS = {  # by control: the recipe that it isolates, what it changes there, and what it gives a measured value
+    "cat-control": ("cat", {"epsilon": 0.0}, set()),
+    "lnsr-control-dropout": ("lnsr", {"noise_std": 0.0, "dropout": "fresh"}, set()),
+    "asa-control-random": ("asa", {"adversary": "random"}, {"mask_fraction"}),
+    "consistency": ("asa", {"adversary": "none"}, set()),
+}
+
+
+@pytest.mark.parametrize("name", CONTROLS)
+def test_a_control_is_the_recipe_that_it_isolates_but_for_what_it_switches_off(name: str) -> None:
+    isolates, switched, measured = CONTROLS[name]
+    (control,), (whole,) = load_recipe(name).build(), load_recipe(isolates).build()
+    differing = {key for key, value in control.settings().items() if value != whole.settings()[key]}
+    assert differing == {*switched, *measured}
+    assert {key: control.settings()[key] for key in switched} == switched
+
+
+def test_the_control_of_hype_has_its_dropout_and_no_method() -> None:
+    assert load_recipe("hype-control").dropout == load_recipe("hype").dropout
+    assert load_recipe("hype-control").methods == {}
+
+
+def test_the_noise_control_of_lnsr_puts_its_noise_into_the_task_pass() -> None:
+    (lnsr,), (hype,) = load_recipe("lnsr").build(), load_recipe("lnsr-control-noise").build()
+    settings = lnsr.settings()
+    assert hype == HyPe(noise_std=settings["noise_std"], relative=True, layers=(settings["injection_layer"],))
+    assert settings["noise"] == "gaussian" and settings["relative"]
+
+
 # -- stacks -----------------------------------------------------------------------------------------------------------
 
 
@@ -67,6 +138,18 @@ def test_a_stack_holds_the_parts_in_order() -> None:
     assert (both.name, list(both.methods)) == ("hype+scl", ["hype", "scl"])
     assert both.methods == {**one.methods, **other.methods}
     assert both.origin == {**one.origin, **other.origin}
+
+
+def test_the_stack_of_all_five_holds_them_in_the_order_given() -> None:
+    stack = load_recipe("scl+cat+hype+lnsr+asa")
+    assert [method.key for method in stack.build()] == ["scl", "cat", "hype", "lnsr", "asa"]
+    assert stack.dropout == Dropout(hidden=0)
+
+
+@pytest.mark.parametrize(("one", "other"), [("asa", "consistency"), ("cat", "cat-control"), ("lnsr", "paper/cat+lnsr")])
+def test_a_recipe_does_not_stack_with_its_control(one: str, other: str) -> None:
+    with pytest.raises(RecipeError, match=f"both set the method '{one}'; name it once"):
+        load_recipe(f"{one}+{other}")
 
 
 def test_a_stack_keeps_the_dropout_that_one_part_sets() -> None:
@@ -104,8 +187,9 @@ def test_a_misspelt_recipe_is_suggested() -> None:
 
 
 def test_a_recipe_like_no_other_is_answered_with_the_list() -> None:
-    with pytest.raises(RecipeError, match=r"^unknown recipe '12345'; bundled are hype, paper/hype, paper/scl, plain"):
+    with pytest.raises(RecipeError) as caught:
         load_recipe("12345")
+    assert str(caught.value) == f"unknown recipe '12345'; bundled are {', '.join(sorted(BUNDLED))}."
 
 
 def test_a_recipe_file_that_is_missing_is_named() -> None:

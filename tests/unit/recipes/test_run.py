@@ -6,7 +6,16 @@ from typing import Any
 
 import pytest
 
-from steadytune.recipes import DataSettings, RecipeError, RunConfig, RunSettings, load_recipe, load_run, save_run
+from steadytune.recipes import (
+    DataSettings,
+    RecipeError,
+    RunConfig,
+    RunSettings,
+    load_recipe,
+    load_run,
+    protocol_hash,
+    save_run,
+)
 
 
 def config(**changes: Any) -> RunConfig:
@@ -15,7 +24,17 @@ def config(**changes: Any) -> RunConfig:
 
 
 FULL = {
-    "data": DataSettings(source="où/är.csv", text_column="Text", pair_column="", task="regression", fraction=0.3),
+    "data": DataSettings(
+        source="où/är.csv",
+        text_column="Text",
+        pair_column="",
+        task="classification",
+        fraction=0.3,
+        imbalance=10,
+        label_noise=0.2,
+        label_noise_kind="pair",
+        text_noise=1,
+    ),
     "model": "some/encoder",
     "run": RunSettings(epochs=0.5, learning_rate=1e-5, examples_per_class=2, precision="bfloat16"),
     "seed": 2**31 - 1,
@@ -56,6 +75,28 @@ def test_a_given_learning_rate_wins(model: str) -> None:
     assert config(model=model, run=RunSettings(learning_rate=3e-4)).learning_rate == 3e-4
 
 
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ("imbalance: 0.5", "data.imbalance must be greater than or equal to 1; got 0.5."),
+        ("imbalance: .inf", "data.imbalance must be a finite number; got inf."),
+        ("label_noise: -0.1", "data.label_noise must be greater than or equal to 0; got -0.1."),
+        ("label_noise: 1", "data.label_noise must be less than 1; got 1."),
+        (
+            "label_noise: 0.1, label_noise_kind: matrix",
+            "data.label_noise_kind must be 'uniform' or 'pair'; got 'matrix'.",
+        ),
+        ("label_noise_kind: pair", "data.label_noise_kind needs a data.label_noise above 0; got 'pair' with 0."),
+        ("text_noise: 1.1", "data.text_noise must be less than or equal to 1; got 1.1."),
+    ],
+)
+def test_a_corruption_out_of_range_is_refused_by_name(settings: str, sentence: str, tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(f"data: {{source: sample, {settings}}}\nrecipe: {{name: plain}}\n")
+    with pytest.raises(RecipeError, match=f"^{re.escape(f'{path}: {sentence}')}$"):
+        load_run(path)
+
+
 def test_one_run_setting_can_be_changed() -> None:
     assert config().with_run_setting("batch_size", 4) == config(run=RunSettings(batch_size=4))
 
@@ -68,3 +109,52 @@ def test_a_run_setting_out_of_range_is_refused_by_name() -> None:
 def test_more_examples_per_class_than_rows_in_a_batch_are_refused() -> None:
     with pytest.raises(ValueError, match=r"run\.examples_per_class must be at most run\.batch_size, 4; got 5\."):
         config(run=RunSettings(batch_size=4, examples_per_class=5))
+
+
+ROWS = {"train": "a" * 64, "dev": "b" * 64, "test": "c" * 64}
+
+
+def protocol(rows: dict[str, str] = ROWS, **settings: Any) -> str:
+    return protocol_hash(DataSettings(**{"source": "sample", **settings}), rows)
+
+
+def test_a_protocol_has_one_hash_of_16_digits() -> None:
+    assert re.fullmatch("[0-9a-f]{16}", protocol(k_shot=5))
+    assert protocol(k_shot=5) == protocol(k_shot=5)
+
+
+def test_the_hash_of_a_protocol_never_changes() -> None:
+    """Frozen: a later version must know a protocol again; a setting that is new there is left at its default."""
+    assert protocol() == "8ff88350ffed837e"
+    assert protocol(k_shot=5, label_noise=0.2) == "1551e4de74104e02"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"train_rows": 20},
+        {"k_shot": 20},
+        {"fraction": 0.2},
+        {"eval_rows": 20},
+        {"imbalance": 10},
+        {"label_noise": 0.2},
+        {"label_noise": 0.3},
+        {"label_noise": 0.2, "label_noise_kind": "pair"},
+        {"text_noise": 0.2},
+        {"rows": {**ROWS, "train": "d" * 64}},
+        {"rows": {**ROWS, "test": "d" * 64}},
+    ],
+    ids=str,
+)
+def test_another_rule_or_other_rows_are_another_protocol(change: dict[str, Any]) -> None:
+    others = [protocol(), protocol(k_shot=5), protocol(label_noise=0.1)]
+    assert protocol(**change) not in others
+
+
+def test_where_rows_lie_and_how_they_are_read_is_no_part_of_the_protocol() -> None:
+    elsewhere = protocol(source="my/rows.csv", text_column="Text", label_column="y", task="classification", k_shot=5)
+    assert elsewhere == protocol(k_shot=5)
+
+
+def test_the_usual_kind_of_label_noise_is_the_same_protocol_said_or_not() -> None:
+    assert protocol(label_noise=0.2, label_noise_kind="uniform") == protocol(label_noise=0.2)

@@ -1,0 +1,118 @@
+"""One folder that holds a study: its plan, a record per cell, and who works on what. Never imports torch."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+from pydantic import ValidationError
+
+from steadytune.records.record import RunRecord
+from steadytune.records.store import write_record
+
+
+class StoreError(ValueError):
+    """A study's folder cannot be used."""
+
+
+class StudyStore:
+    """The folder of a study; several processes may write one store at the same time.
+
+    A finished cell is one file `records/<cell id>.json`, written aside and renamed, and its tables lie in
+    `artifacts/<cell id>/`. A run in progress lies in `work/<cell id>/`, and `claims/<cell id>` names its process.
+
+    Args:
+        folder: of the study; made when something is written.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def record_path(self, cell: str) -> Path:
+        """Where the record of a cell lies.
+
+        Args:
+            cell: its id.
+        """
+        return self.folder / "records" / f"{cell}.json"
+
+    def work_folder(self, cell: str) -> Path:
+        """Where a run in progress lies.
+
+        Args:
+            cell: its id.
+        """
+        return self.folder / "work" / cell
+
+    def artifact_folder(self, cell: str) -> Path:
+        """Where the tables of a finished cell lie.
+
+        Args:
+            cell: its id.
+        """
+        return self.folder / "artifacts" / cell
+
+    def done(self) -> set[str]:
+        """Ids of the cells that have a record."""
+        return {path.stem for path in (self.folder / "records").glob("*.json")}
+
+    def records(self) -> dict[str, RunRecord]:
+        """All records by cell id, in order of id.
+
+        Raises:
+            StoreError: a file is no record.
+        """
+        return {path.stem: read_record(path) for path in sorted((self.folder / "records").glob("*.json"))}
+
+    def finish(self, cell: str, record: RunRecord) -> None:
+        """Keep what a run left: its tables, then its record, which says that the rest is there.
+
+        Args:
+            cell: its id.
+            record: of its run.
+        """
+        work, artifacts = self.work_folder(cell), self.artifact_folder(cell)
+        artifacts.mkdir(parents=True, exist_ok=True)
+        for table in work.glob("*.parquet"):
+            os.replace(table, artifacts / table.name)
+        self.record_path(cell).parent.mkdir(parents=True, exist_ok=True)
+        write_record(self.record_path(cell), record)
+        shutil.rmtree(work, ignore_errors=True)
+
+    @contextmanager
+    def claimed(self, cell: str) -> Iterator[bool]:
+        """True inside the block if this process may work on the cell: no other one does, and it has no record.
+
+        The claim is a lock of the operating system, so it ends with its process, however that ends.
+
+        Args:
+            cell: its id.
+        """
+        path = self.folder / "claims" / cell
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path, timeout=0)
+        try:
+            lock.acquire()
+        except Timeout:
+            yield False
+            return
+        try:
+            yield not self.record_path(cell).exists()
+        finally:
+            lock.release()
+
+
+def read_record(path: Path) -> RunRecord:
+    """A record.
+
+    Args:
+        path: its file.
+    Raises:
+        StoreError: it cannot be read.
+    """
+    try:
+        return RunRecord.model_validate_json(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, ValidationError):
+        raise StoreError(f"{path} is no record that this version can read; remove it to run its cell again.") from None

@@ -1,0 +1,149 @@
+"""What a run needs before its first step: rows, task, tokens, model."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from steadytune.data import Dataset, Selection, available_splits, corrupt, encode, load_dataset, select
+from steadytune.data.batching import Encoded, PaddingCollator
+from steadytune.encoders.bundled import AFFECTED_SETS
+from steadytune.encoders.families import dropout_settings, longest_input
+from steadytune.functional import keyed_seed
+from steadytune.recipes import RunConfig
+from steadytune.tasks import Classification, Regression, Task
+from steadytune.training.loading import (
+    ModelSource,
+    RunError,
+    load_config,
+    load_model,
+    load_tokenizer,
+    locate_model,
+)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Everything before the first step.
+
+    Attributes:
+        task: what is trained.
+        dataset: all rows.
+        selection: those of the run.
+        tokenizer: of the model.
+        model: with its classification head, at the recipe's dropout.
+        source: where the model came from.
+        rows: tokenized, by split.
+        collator: pads a batch.
+        notes: what was inferred or noticed in the data.
+    """
+
+    task: Task
+    dataset: Dataset
+    selection: Selection
+    tokenizer: Any
+    model: Any
+    source: ModelSource
+    rows: dict[str, Encoded]
+    collator: PaddingCollator
+    notes: list[str]
+
+
+def rows_of(config: RunConfig) -> tuple[Dataset, Selection]:
+    """The data set of a run, and the rows that it trains and is scored on, those of training damaged if asked for.
+
+    Args:
+        config: the run.
+    Raises:
+        DataError: the data cannot be used.
+    """
+    data = config.data
+    dataset = load_dataset(
+        data.source,
+        splits=_splits(config),
+        text_column=data.text_column,
+        pair_column=data.pair_column,
+        label_column=data.label_column,
+        task=data.task,
+    )
+    selection = select(
+        dataset,
+        train_split=data.train_split,
+        dev_split=data.dev_split,
+        test_split=data.test_split,
+        train_rows=data.train_rows,
+        k_shot=data.k_shot,
+        fraction=data.fraction,
+        eval_rows=data.eval_rows,
+        seed=config.seed,
+    )
+    damaged = corrupt(
+        dataset,
+        selection,
+        imbalance=data.imbalance,
+        label_noise=data.label_noise,
+        label_noise_kind=data.label_noise_kind,
+        text_noise=data.text_noise,
+        seed=config.seed,
+    )
+    return dataset, damaged
+
+
+def prepare(config: RunConfig) -> Prepared:
+    """Read and tokenize the rows of a run, and load its model.
+
+    Args:
+        config: the run.
+    Raises:
+        RunError: the model cannot be had or does not fit.
+        DataError: the data cannot be used.
+    """
+    dataset, selection = rows_of(config)
+    task = task_of(dataset.task, dataset.label_names, dataset.metric)
+    found = locate_model(config.model)
+    tokenizer = load_tokenizer(found)
+    limit = longest_input(load_config(found))
+    if limit is not None and config.run.max_length > limit:
+        raise RunError(f"run.max_length must be at most {limit} with model {found.given}; got {config.run.max_length}.")
+    dropout = config.recipe.dropout
+    settings = dropout_settings(load_config(found), hidden=dropout.hidden, attention=dropout.attention)
+    torch.manual_seed(keyed_seed(config.seed, "head"))
+    model = load_model(found, **task.head_config(), **settings)
+    rows = {
+        name: encode(getattr(selection, name), tokenizer, config.run.max_length) for name in ("train", "dev", "test")
+    }
+    notes = [*dataset.notes, *selection.notes]
+    for name, split in rows.items():
+        if split.truncated_rows:
+            notes.append(f"split {name!r}: {split.truncated_rows} rows cut to {config.run.max_length} tokens")
+    if config.model == "bundled" and dataset.name in AFFECTED_SETS:
+        notes.append(f"the bundled encoder has met texts of {dataset.name} in its own training")
+    collator = PaddingCollator(tokenizer, task.label_dtype)
+    return Prepared(task, dataset, selection, tokenizer, model, found, rows, collator, notes)
+
+
+def _splits(config: RunConfig) -> list[str] | None:
+    """The splits to read: those named and the usual ones where present; None, if nobody named one."""
+    data, there = config.data, available_splits(config.data.source)
+    if (data.train_split, data.dev_split, data.test_split) == ("train", None, None) and "train" in there:
+        return None  # leaves out those whose labels the hub hides
+    usual = [[name for name in names if name in there][:1] for names in (("dev", "validation"), ("test",))]
+    wanted = [[data.train_split], [data.dev_split] if data.dev_split else usual[0]]
+    wanted += [[data.test_split] if data.test_split else usual[1]]
+    return list(dict.fromkeys(name for group in wanted for name in group))
+
+
+def task_of(kind: str, label_names: tuple[str, ...], metric: str | None) -> Task:
+    """The task of a data set.
+
+    Args:
+        kind: "classification" or "regression".
+        label_names: names of the classes.
+        metric: what the data set's authors report, in their words.
+    """
+    if kind == "regression":
+        return Regression()
+    words = (metric or "").lower()
+    if words.startswith("matthews"):
+        return Classification(label_names, metric="matthews")
+    return Classification(label_names, metric="macro_f1" if words.startswith("macro f1") else "accuracy")
