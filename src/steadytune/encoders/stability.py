@@ -59,10 +59,9 @@ def _curve(runner: PassRunner, inputs: Mapping[str, Tensor], layer: int, relativ
     states = clean.hidden[layer]
     noise = draw_noise(states, 1.0, "normal", keyed_generator(states.device, seed, "stability", layer))
     noise *= relative_noise * states.to(noise.dtype).norm(dim=-1, keepdim=True) / noise.norm(dim=-1, keepdim=True)
+    noisy = runner.resume(clean, layer, (states + noise).to(states.dtype), start=None)
     mask = inputs.get("attention_mask")
     real = torch.ones(states.shape[:2], dtype=torch.bool, device=states.device) if mask is None else mask.bool()
-    noised = (states + torch.where(real[..., None], noise, 0.0)).to(states.dtype)
-    noisy = runner.resume(clean, layer, noised, start=None)
     return torch.stack(
         [_mean_ratio(noisy.hidden[i], clean.hidden[i], real) for i in range(layer + 1, len(clean.hidden))]
     )
