@@ -515,7 +515,7 @@ def gradient_of_a_step(key: str, model: nn.Module, family: str) -> dict[str, Ten
     return gradients(wrapper)
 
 
-@pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable`:FutureWarning")  # its new name is newer than 5.5
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable`:FutureWarning")  # also under its old name
 @supported(["bert", "modernbert", "deberta-v2"])
 def test_gradient_checkpointing_gives_the_same_gradient(key: str, family: str) -> None:
     model = checkpointed(family, reentrant=False)

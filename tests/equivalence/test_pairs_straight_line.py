@@ -108,7 +108,7 @@ def test_every_method_draws_its_own_parameters_whoever_else_is_in_the_stack() ->
         torch.testing.assert_close(dict(stack[key].state_dict()), dict(alone[key].state_dict()), rtol=0, atol=0)
 
 
-@pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable`:FutureWarning")  # its new name is newer than 5.5
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable`:FutureWarning")  # also under its old name
 @pytest.mark.parametrize("name", ["all", "all, noise inside too", "all, other settings"])
 def test_gradient_checkpointing_changes_no_gradient_of_a_stack(name: str) -> None:
     found = []

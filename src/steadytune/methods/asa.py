@@ -137,6 +137,8 @@ class ASA(Method):
         assert clean.logits is not None
         if step.number < self.start_step:
             return _nothing(clean.logits, state)
+        if self.adversary != "none":
+            step.anatomy.require("attention", "asa")  # the model may have been changed since the start
         units: Units = {}
         edits = None if self.adversary == "none" else Edits(attention=partial(self._bias, step, state, units))
         masked = step.run("asa", edits=edits, dropout="as clean" if self.share_dropout else "fresh")

@@ -221,8 +221,7 @@ def _trainer(config: RunConfig, ready: Prepared, checkpoints: Path, watch: Watch
         logger.warning("training on one of %d devices; torchrun uses them all.", arguments.n_gpu)
         arguments._n_gpu = 1
     if run.gradient_checkpointing:
-        old_name = "gradient_checkpointing_enable"  # deprecated in transformers 5.23, the only one in 5.5
-        getattr(ready.model, "activation_checkpointing_enable", getattr(ready.model, old_name))()
+        ready.model.activation_checkpointing_enable()
     trainer = RegularizedTrainer(
         model=ready.model,
         args=arguments,

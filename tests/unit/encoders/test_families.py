@@ -129,7 +129,7 @@ def test_deberta_without_relative_attention_offers_no_attention() -> None:
     assert obstacle(Classifier.from_config(config)) == "without relative attention nothing is added to its scores"
 
 
-@pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable`:FutureWarning")  # its new name is newer than 5.5
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable`:FutureWarning")  # also under its old name
 @pytest.mark.filterwarnings("ignore:`gradient_checkpointing_disable`:FutureWarning")
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_deberta_offers_no_attention_while_its_layers_are_checkpointed(reentrant: bool) -> None:
