@@ -89,8 +89,9 @@ def timed(variant: Variant, model: Any, inputs: dict[str, torch.Tensor], steps: 
     wrapped = None if variant.methods is None else RegularizedModel(model, variant.methods)
     trained = model if wrapped is None else wrapped
     trained.train()
-    groups = model.parameters() if wrapped is None else wrapped.parameter_groups(lr=1e-9)
-    clip = partial(torch.nn.utils.clip_grad_norm_, model.parameters()) if wrapped is None else wrapped.clip_grad_norm_
+    parameters = list(model.parameters())
+    groups = parameters if wrapped is None else wrapped.parameter_groups(lr=1e-9)
+    clip = partial(torch.nn.utils.clip_grad_norm_, parameters) if wrapped is None else wrapped.clip_grad_norm_
     optimizer = torch.optim.AdamW(groups, lr=1e-9, fused=True)
     start = 0.0
     for number in range(steps + 1):

@@ -7,7 +7,7 @@ import sys
 import typer
 
 from steadytune import __version__
-from steadytune.cli import predict, show, train
+from steadytune.cli import compare, predict, show, train
 
 # What safetensors and torch.save say when a file cannot be written to its end; seen on a full file system.
 _DISK_IS_FULL = (f"(os error {errno.ENOSPC})", "PytorchStreamWriter failed", "unexpected pos", "iostream error")
@@ -19,6 +19,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command("train")(train.train)
+app.command("compare")(compare.compare)
 app.command("evaluate")(predict.evaluate)
 app.command("predict")(predict.predict)
 app.command("methods")(show.methods)

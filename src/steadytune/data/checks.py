@@ -84,6 +84,19 @@ class DataReport:
         plain: dict[str, Any] = json.loads(json.dumps(asdict(self)))
         return plain
 
+    def notes(self) -> list[str]:
+        """What a reader of a score should know, one sentence each."""
+        said = [
+            f"{same.rows} rows of {same.split!r} stand in {same.other!r} too, but for case and white space"
+            for same in self.repeats
+        ]
+        for name, split in self.splits.items():
+            if split.empty_texts:
+                said.append(f"{split.empty_texts} rows of {name!r} have a blank text")
+            if split.unseen_labels:
+                said.append(f"{name!r} has classes without a training row: {', '.join(split.unseen_labels)}")
+        return said
+
 
 def data_report(dataset: Dataset, selection: Selection | None = None) -> DataReport:
     """Checks of the rows of a data set, or of the rows of it that one run uses.

@@ -1,0 +1,111 @@
+"""What a study will do, before it does it: steps, pass units, time, refusals, and what the data look like."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from steadytune.data.checks import DataReport, data_report
+from steadytune.methods import MethodError
+from steadytune.objective import Coefficients
+from steadytune.recipes import RunConfig
+from steadytune.studies.plan import Plan, PlanError
+from steadytune.training.diagnosis import Trial
+from steadytune.training.fit import planned_steps
+from steadytune.training.prepare import Prepared, prepare
+
+_PLAIN_UNITS = 3.0
+_OVERHEAD_SECONDS = 3.0  # of a run: loading the model, tokenizing, writing
+Place = tuple[str, str, str]
+"""Task, protocol and recipe."""
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """What a plan comes to.
+
+    Attributes:
+        steps: optimizer steps by place, at equal steps.
+        equal_compute_steps: optimizer steps by place that give every recipe of a task the same pass units.
+        units_per_step: pass units of one optimizer step by place; plain has 3 per batch.
+        seconds: estimated time of one run by place, at equal steps.
+        equal_compute_seconds: the same at equal pass units.
+        data: what the data look like, by task and protocol.
+    """
+
+    steps: Mapping[Place, int]
+    equal_compute_steps: Mapping[Place, int]
+    units_per_step: Mapping[Place, float]
+    seconds: Mapping[Place, float]
+    equal_compute_seconds: Mapping[Place, float]
+    data: Mapping[tuple[str, str], DataReport]
+
+
+def look_ahead(plan: Plan) -> Outlook:
+    """Read the data and load the model of every task, and take one step with every recipe.
+
+    Args:
+        plan: what will run.
+    Raises:
+        PlanError: a recipe cannot act on a task; the sentence names both.
+        DataError: the data cannot be used.
+        RunError: the model cannot be had.
+    """
+    steps: dict[Place, int] = {}
+    fair: dict[Place, int] = {}
+    units: dict[Place, float] = {}
+    seconds: dict[Place, float] = {}
+    fair_seconds: dict[Place, float] = {}
+    data = {}
+    for task in plan.tasks:
+        for protocol in plan.protocols:
+            places = []
+            for recipe, _ in plan.arms():
+                config = RunConfig(
+                    data=plan.data(task, protocol),
+                    model=plan.model,
+                    recipe=recipe,
+                    run=plan.run,
+                    seed=plan.seed_list[0],
+                )
+                ready = prepare(config)
+                if (task, protocol) not in data:
+                    data[task, protocol] = data_report(ready.dataset, ready.selection)
+                    plain = Trial(ready.model, (), _batch(ready, config), ready.task)
+                    plain.seconds()
+                    plain_seconds = plain.seconds()
+                place = (task, protocol, recipe.name)
+                places.append(place)
+                batches = math.ceil(len(ready.rows["train"]) / plan.run.batch_size)
+                steps[place] = planned_steps(plan.run, batches)
+                units[place] = plan.run.accumulation_steps * _units(ready, config)
+            most = max(steps[place] * units[place] for place in places)
+            scored = sum(len(ready.rows[name]) for name in ("dev", "test")) / plan.run.batch_size / _PLAIN_UNITS
+            for place in places:
+                fair[place] = round(most / units[place])
+                own = units[place] / _PLAIN_UNITS * plain_seconds
+                fixed = _OVERHEAD_SECONDS + scored * plain_seconds
+                seconds[place] = steps[place] * own + fixed
+                fair_seconds[place] = fair[place] * own + fixed
+    return Outlook(steps, fair, units, seconds, fair_seconds, data)
+
+
+def _batch(ready: Prepared, config: RunConfig) -> dict[str, Any]:
+    """A batch of rows of middling length."""
+    rows = ready.rows["train"]
+    order = sorted(range(len(rows)), key=rows.lengths.__getitem__)
+    start = max(0, (len(order) - config.run.batch_size) // 2)
+    return ready.collator([rows[row] for row in order[start : start + config.run.batch_size]])
+
+
+def _units(ready: Prepared, config: RunConfig) -> float:
+    """Pass units of one batch."""
+    methods = config.recipe.build()
+    if Coefficients.of([method for method in methods if method.active]).task == 0:
+        raise PlanError(f"recipe {config.recipe.name!r}: a weight of 1 leaves the classification head untrained.")
+    trial = Trial(ready.model, methods, _batch(ready, config), ready.task)
+    try:
+        trial.seconds()
+    except (MethodError, ValueError) as reason:
+        raise PlanError(f"recipe {config.recipe.name!r} on {config.data.source}: {reason}") from None
+    return trial.passes["units"]

@@ -1,0 +1,127 @@
+"""`steadytune compare`: a verdict, the same one after any interruption, and refusals before the first step."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+Run = Callable[[str], Any]
+
+SHORT = "compare reviews.csv -m encoder --max-length 32 --learning-rate 0.003 --epochs 1 --eval-rows 8"
+
+
+def scores(folder: Path) -> dict[str, dict[str, Any]]:
+    """Test scores by cell id."""
+    return {path.stem: json.loads(path.read_text())["scores"] for path in (folder / "records").glob("*.json")}
+
+
+def test_every_recipe_meets_every_seed_and_is_judged(workplace: Path, run: Run) -> None:
+    done = run(SHORT + " --recipes plain,scl,hype --seeds 2 --json -o out")
+    assert done.code == 0
+    (table,) = json.loads(done.out)["tables"]
+    assert {arm["recipe"]: (arm["role"], sorted(arm["scores"])) for arm in table["arms"]} == {
+        "plain": ("baseline", ["0", "1"]),
+        "hype": ("recipe", ["0", "1"]),
+        "scl": ("recipe", ["0", "1"]),
+    }
+    assert {arm["verdict"]["outcome"] for arm in table["arms"] if arm["verdict"]} == {"no evidence"}  # below 5 seeds
+    assert len(scores(Path("out"))) == 6
+    assert not any(Path("out/work").glob("*"))
+
+
+def test_it_says_first_what_will_run_and_what_it_could_find(workplace: Path, run: Run) -> None:
+    done = run(SHORT + " --recipes plain,scl --seeds 1 -o out")
+    assert "2 runs, 0 on record" in done.err
+    assert "too few seeds for any verdict (1); use at least 5." in done.err
+    assert "run 2 of 2 done" in done.err
+    assert "A verdict needs at least 5 seeds" in done.out
+
+
+def test_a_repeated_command_repeats_no_run(workplace: Path, run: Run) -> None:
+    first = run(SHORT + " --recipes plain,scl --seeds 2 --json -o out")
+    before = {path.name: path.stat().st_mtime_ns for path in Path("out/records").iterdir()}
+    again = run(SHORT + " --recipes plain,scl --seeds 2 --json -o out")
+    assert {path.name: path.stat().st_mtime_ns for path in Path("out/records").iterdir()} == before
+    assert again.out == first.out
+
+
+def test_a_removed_record_is_made_again(workplace: Path, run: Run) -> None:
+    run(SHORT + " --recipes plain,scl --seeds 2 -o out")
+    before = scores(Path("out"))
+    next(Path("out/records").iterdir()).unlink()
+    run(SHORT + " --recipes plain,scl --seeds 2 -o out")
+    assert scores(Path("out")) == before
+
+
+def test_controls_are_run_and_not_judged(workplace: Path, run: Run) -> None:
+    done = run(SHORT + " --recipes plain,hype --seeds 1 --controls --json -o out")
+    (table,) = json.loads(done.out)["tables"]
+    control = next(arm for arm in table["arms"] if arm["role"] == "control")
+    assert (control["recipe"], control["verdict"]) == ("hype-control", None)
+
+
+def test_equal_compute_gives_the_cheaper_recipe_more_steps(workplace: Path, run: Run) -> None:
+    run(SHORT + " --recipes plain,consistency --seeds 1 --budget both -o out")
+    cost = {}
+    for path in Path("out/records").iterdir():
+        record = json.loads(path.read_text())
+        cost[record["cell"]["recipe"], record["cell"]["budget"]] = record["cost"]
+    steps = cost["plain", "steps"]["optimizer_steps"]
+    assert cost["consistency", "steps"]["optimizer_steps"] == steps
+    assert cost["plain", "compute"]["optimizer_steps"] == 2 * steps
+    assert cost["plain", "compute"]["pass_units"] == cost["consistency", "compute"]["pass_units"]
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        ("--recipes plain,slc", ("unknown recipe 'slc'", "did you mean 'scl'?")),
+        ("--recipes plain,plain", ("recipes must differ",)),
+        ("--recipes plain,scl --seeds 0", ("seeds must be",)),
+        ("--recipes plain,scl --budget half", ("--budget must be", "'half'")),
+        ("--recipes plain,scl --label-noise 2", ("label_noise", "2")),
+        ("--recipes plain,scl --train-rows 4 --k-shot 2", ("train_rows", "k_shot")),
+    ],
+)
+def test_a_bad_request_is_refused_before_anything_is_written(
+    words: str, parts: tuple[str, ...], workplace: Path, run: Run
+) -> None:
+    done = run(f"{SHORT} {words} -o out")
+    assert (done.code, done.out) == (2, "")
+    assert all(part in done.err for part in parts), done.err
+    assert "Traceback" not in done.err
+    assert not Path("out").exists()
+
+
+def test_another_plan_in_the_same_folder_is_refused(workplace: Path, run: Run) -> None:
+    run(SHORT + " --recipes plain,scl --seeds 1 -o out")
+    done = run(SHORT + " --recipes plain,scl --seeds 2 -o out")
+    assert (done.code, "holds another plan" in done.err) == (2, True)
+
+
+def test_killed_at_any_moment_it_ends_with_the_same_records(workplace: Path, run: Run) -> None:
+    words = SHORT + " --recipes plain,scl,hype --seeds 2"
+    run(words + " -o unbroken")
+    command = [sys.executable, "-m", "steadytune", *words.split(), "-o", "killed"]
+    for seconds in (9.0, 11.0):  # one in the set-up or the first runs, one later
+        with subprocess.Popen(command, stdout=-3, stderr=-3, start_new_session=True) as process:
+            time.sleep(seconds)
+            os.killpg(process.pid, signal.SIGKILL)
+    assert run(words + " -o killed").code == 0
+    assert scores(Path("killed")) == scores(Path("unbroken"))
+
+
+def test_two_processes_share_the_work(workplace: Path) -> None:
+    words = SHORT + " --recipes plain,scl,hype --seeds 2 -o out"
+    command = [sys.executable, "-m", "steadytune", *words.split()]
+    both = [subprocess.Popen(command, stdout=-3, stderr=-3) for _ in range(2)]
+    assert [process.wait(300) for process in both] == [0, 0]
+    assert len(scores(Path("out"))) == 6
+    assert not any(Path("out/work").glob("*"))

@@ -1,0 +1,97 @@
+"""A plan: which cells it stands for, and what it refuses."""
+
+from typing import Any
+
+import pytest
+
+from steadytune.recipes.recipe import RecipeError, load_recipe, validated
+from steadytune.studies.plan import Plan, controls_of
+
+TINY: dict[str, Any] = {"tasks": {"sample": {"source": "sample"}}, "recipes": ["plain", "scl"], "seeds": 2}
+
+
+def plan(**changes: Any) -> Plan:
+    return validated(Plan, {**TINY, **changes}, "plan")
+
+
+def test_every_task_protocol_recipe_and_seed_is_one_cell() -> None:
+    protocols = {"20 rows": {"train_rows": 20}, "40 rows": {"train_rows": 40}}
+    cells = plan(protocols=protocols).cells()
+    assert {(cell.task, cell.protocol, cell.recipe, cell.config.seed) for cell in cells} == {
+        ("sample", protocol, recipe, seed) for protocol in protocols for recipe in ("plain", "scl") for seed in (0, 1)
+    }
+    assert len({cell.id for cell in cells}) == len(cells) == 8
+
+
+def test_seeds_are_outermost_so_that_an_unfinished_study_is_a_smaller_one() -> None:
+    assert [cell.config.seed for cell in plan(seeds=[7, 3]).cells()] == [7, 7, 3, 3]
+
+
+def test_the_first_recipe_is_the_baseline() -> None:
+    assert [(recipe.name, role) for recipe, role in plan().arms()] == [("plain", "baseline"), ("scl", "recipe")]
+
+
+def test_controls_come_last_and_once() -> None:
+    arms = plan(recipes=["plain", "asa", "lnsr", "asa+lnsr"], controls=True).arms()
+    assert [recipe.name for recipe, role in arms if role == "control"] == [
+        "asa-control-random",
+        "consistency",
+        "lnsr-control-dropout",
+        "lnsr-control-noise",
+    ]
+
+
+def test_a_control_that_is_a_recipe_of_the_plan_is_not_added() -> None:
+    assert controls_of(load_recipe("scl")) == ["plain"]
+    assert [role for _, role in plan(controls=True).arms()] == ["baseline", "recipe"]
+
+
+def test_one_run_has_one_id_in_every_plan() -> None:
+    alone = {cell.id for cell in plan(name="one", recipes=["plain"]).cells()}
+    assert alone < {cell.id for cell in plan(name="other", recipes=["scl", "plain"]).cells()}
+
+
+def test_equal_compute_takes_the_given_steps() -> None:
+    steps = {("sample", "as published", "plain"): 40, ("sample", "as published", "scl"): 30}
+    cells = plan(budget="equal-compute", seeds=1).cells(steps)
+    assert {cell.recipe: cell.config.run.steps for cell in cells} == {"plain": 40, "scl": 30}
+    assert {cell.budget for cell in cells} == {"compute"}
+
+
+def test_both_budgets_are_both_cells() -> None:
+    steps = {("sample", "as published", "plain"): 40, ("sample", "as published", "scl"): 30}
+    cells = plan(budget="both", seeds=1).cells(steps)
+    assert sorted((cell.budget, cell.recipe) for cell in cells) == [
+        ("compute", "plain"),
+        ("compute", "scl"),
+        ("steps", "plain"),
+        ("steps", "scl"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"recipes": ["plain", "plain"]}, "recipes must differ; got plain, plain."),
+        ({"seeds": 0}, "seeds must be a number >= 1 or a list of different numbers >= 0; got 0."),
+        ({"seeds": [1, 1]}, "seeds must be a number >= 1 or a list of different numbers >= 0; got [1, 1]."),
+        ({"tasks": {}}, "a plan needs at least one task and one protocol."),
+        (
+            {"run": {"steps": 9}, "budget": "both"},
+            "run.steps fixes the steps of every recipe; use budget: equal-steps with it.",
+        ),
+        (
+            {"tasks": {"a": {"source": "sample", "k_shot": 2}}, "protocols": {"few": {"k_shot": 1}}},
+            "task 'a' and protocol 'few' both set k_shot.",
+        ),
+    ],
+)
+def test_a_contradiction_is_refused(changes: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        plan(**changes)
+    assert str(caught.value).endswith(sentence)
+
+
+def test_an_unknown_recipe_is_refused_before_anything_runs() -> None:
+    with pytest.raises(RecipeError, match="did you mean 'scl'"):
+        plan(recipes=["plain", "slc"]).cells()
