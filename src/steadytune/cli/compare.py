@@ -32,20 +32,18 @@ def compare(
     budget: Annotated[str, typer.Option(help="`equal-steps`, `equal-compute` or `both`.")] = "equal-steps",
     model: options.Model = None,
     output: Annotated[str | None, typer.Option("--output", "-o", help="Folder of the study.")] = None,
-    epochs: Annotated[
-        float | None, typer.Option(help="Passes over the training rows.", show_default="10, at least 150 steps")
-    ] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Rows of one forward pass.", show_default="16")] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
-    max_length: Annotated[int | None, typer.Option(help="Tokens of an example.", show_default="128")] = None,
-    train_rows: Annotated[int | None, typer.Option(help="Training rows in total, stratified.")] = None,
-    k_shot: Annotated[int | None, typer.Option(help="Training rows per class.")] = None,
-    fraction: Annotated[float | None, typer.Option(help="Share of the training rows, per class.")] = None,
-    eval_rows: Annotated[int | None, typer.Option(help="At most so many rows of dev and of test.")] = None,
-    train_split: Annotated[str | None, typer.Option(help="Training split.", show_default="train")] = None,
-    label_noise: Annotated[float | None, typer.Option(help="Share of training labels made wrong.")] = None,
-    text_noise: Annotated[float | None, typer.Option(help="Share of training words damaged.")] = None,
-    imbalance: Annotated[float | None, typer.Option(help="Rows of the largest over the smallest class.")] = None,
+    epochs: options.Epochs = None,
+    batch_size: options.TrainBatchSize = None,
+    learning_rate: options.LearningRate = None,
+    max_length: options.TrainMaxLength = None,
+    train_rows: options.TrainRows = None,
+    k_shot: options.KShot = None,
+    fraction: options.Fraction = None,
+    eval_rows: options.EvalRows = None,
+    train_split: options.TrainSplit = None,
+    label_noise: options.LabelNoise = None,
+    text_noise: options.TextNoise = None,
+    imbalance: options.Imbalance = None,
     text_column: options.TextColumn = None,
     pair_column: options.PairColumn = None,
     label_column: options.LabelColumn = None,
@@ -62,7 +60,7 @@ def compare(
     from steadytune.studies.outlook import look_ahead
 
     quiet_libraries()
-    name = Path(data).resolve().name.split(".")[0]
+    name = options.data_name(data)
     columns = {"text_column": text_column, "pair_column": pair_column, "label_column": label_column}
     rows = {
         "train_rows": train_rows,
@@ -74,19 +72,16 @@ def compare(
         "text_noise": text_noise,
         "imbalance": imbalance,
     }
-    run = {"epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate, "max_length": max_length}
-    if epochs is not None:
-        run["min_steps"] = 1  # asked for by number of epochs, so that is what is done
-    protocol = _given(rows)
+    protocol = options.given(rows)
     wanted = {
         "name": name,
         "model": model or "bundled",
-        "tasks": {name: {"source": data, **_given(columns)}},
+        "tasks": {name: {"source": data, **options.given(columns)}},
         "protocols": {", ".join(f"{key} {value}" for key, value in protocol.items()) or "all rows": protocol},
         "recipes": [part.strip() for part in recipes.split(",")],
         "controls": controls,
         "seeds": seeds,
-        "run": _given(run),
+        "run": options.run_block(epochs, batch_size, learning_rate, max_length),
         "budget": budget,
     }
     plan = validated(Plan, wanted, "", path=lambda place: f"--{place[-1].replace('_', '-')}")
@@ -109,10 +104,6 @@ def compare(
 
 
 compare.__doc__ = f"{compare.__doc__}\n{_EXAMPLE}"
-
-
-def _given(values: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in values.items() if value is not None}
 
 
 def _announce(plan: "Plan", outlook: "Outlook", cells: int, done: int) -> None:

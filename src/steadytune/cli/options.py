@@ -1,6 +1,7 @@
-"""Options that several commands share."""
+"""Options that several commands share, and what becomes of them."""
 
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
@@ -27,3 +28,57 @@ MaxLength = Annotated[
     typer.Option("--max-length", min=4, help="Tokens of an example.", show_default="as in training, else 128"),
 ]
 BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Rows of one forward pass.")]
+Epochs = Annotated[
+    float | None, typer.Option(help="Passes over the training rows.", show_default="10, at least 150 steps")
+]
+TrainBatchSize = Annotated[int | None, typer.Option(help="Rows of one forward pass.", show_default="16")]
+LearningRate = Annotated[float | None, typer.Option(help="Peak learning rate.")]
+TrainMaxLength = Annotated[int | None, typer.Option(help="Tokens of an example.", show_default="128")]
+TrainRows = Annotated[int | None, typer.Option(help="Training rows in total, stratified.")]
+KShot = Annotated[int | None, typer.Option(help="Training rows per class.")]
+Fraction = Annotated[float | None, typer.Option(help="Share of the training rows, per class.")]
+EvalRows = Annotated[int | None, typer.Option(help="At most so many rows of dev and of test.")]
+TrainSplit = Annotated[str | None, typer.Option(help="Training split.", show_default="train")]
+Imbalance = Annotated[
+    float | None,
+    typer.Option(help="Training rows of the largest class over those of the smallest; geometric in between."),
+]
+LabelNoise = Annotated[
+    float | None, typer.Option(help="Share of the training rows that get a wrong label.", show_default="0")
+]
+TextNoise = Annotated[
+    float | None, typer.Option(help="Share of the training words misspelt or dropped.", show_default="0")
+]
+
+
+def given(values: dict[str, Any]) -> dict[str, Any]:
+    """The options that somebody gave.
+
+    Args:
+        values: by name; None where nobody did.
+    """
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def run_block(
+    epochs: float | None, batch_size: int | None, learning_rate: float | None, max_length: int | None
+) -> dict[str, Any]:
+    """What the options say of the `run` block.
+
+    Args:
+        epochs: asked for by number of epochs, that many are done, however few steps they are.
+        batch_size: see `TrainBatchSize`.
+        learning_rate: see `LearningRate`.
+        max_length: see `TrainMaxLength`.
+    """
+    values = {"epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate, "max_length": max_length}
+    return given({**values, "min_steps": None if epochs is None else 1})
+
+
+def data_name(source: str) -> str:
+    """The name of a data set for folders and tables.
+
+    Args:
+        source: as given on the command line.
+    """
+    return Path(source).resolve().name.split(".")[0]

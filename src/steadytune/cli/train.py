@@ -34,30 +34,21 @@ def train(
         str | None, typer.Option("--output", "-o", help="Folder of the run.", show_default="runs/DATA-RECIPE-SEED")
     ] = None,
     seed: options.Seed = None,
-    epochs: Annotated[
-        float | None, typer.Option(help="Passes over the training rows.", show_default="10, at least 150 steps")
-    ] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Rows of one forward pass.", show_default="16")] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
-    max_length: Annotated[int | None, typer.Option(help="Tokens of an example.", show_default="128")] = None,
-    train_rows: Annotated[int | None, typer.Option(help="Training rows in total, stratified.")] = None,
-    k_shot: Annotated[int | None, typer.Option(help="Training rows per class.")] = None,
-    fraction: Annotated[float | None, typer.Option(help="Share of the training rows, per class.")] = None,
-    eval_rows: Annotated[int | None, typer.Option(help="At most so many rows of dev and of test.")] = None,
-    imbalance: Annotated[
-        float | None,
-        typer.Option(help="Training rows of the largest class over those of the smallest; geometric in between."),
-    ] = None,
-    label_noise: Annotated[
-        float | None, typer.Option(help="Share of the training rows that get a wrong label.", show_default="0")
-    ] = None,
+    epochs: options.Epochs = None,
+    batch_size: options.TrainBatchSize = None,
+    learning_rate: options.LearningRate = None,
+    max_length: options.TrainMaxLength = None,
+    train_rows: options.TrainRows = None,
+    k_shot: options.KShot = None,
+    fraction: options.Fraction = None,
+    eval_rows: options.EvalRows = None,
+    imbalance: options.Imbalance = None,
+    label_noise: options.LabelNoise = None,
     label_noise_kind: Annotated[
         str | None, typer.Option(help="`uniform`, any other class; `pair`, the next class.", show_default="uniform")
     ] = None,
-    text_noise: Annotated[
-        float | None, typer.Option(help="Share of the training words misspelt or dropped.", show_default="0")
-    ] = None,
-    train_split: Annotated[str | None, typer.Option(help="Training split.", show_default="train")] = None,
+    text_noise: options.TextNoise = None,
+    train_split: options.TrainSplit = None,
     dev_split: Annotated[str | None, typer.Option(help="Validation split.")] = None,
     test_split: Annotated[str | None, typer.Option(help="Test split.")] = None,
     text_column: options.TextColumn = None,
@@ -69,7 +60,7 @@ def train(
     """Fine-tune one encoder with one recipe; a killed run goes on when the command is repeated."""
     from steadytune.training.fit import fit
 
-    run = {"epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate, "max_length": max_length}
+    run = options.run_block(epochs, batch_size, learning_rate, max_length)
     rows = {
         "source": data,
         "train_rows": train_rows,
@@ -130,11 +121,9 @@ def _config(
     base = load_run(path).model_dump() if path else {"data": {}, "recipe": load_recipe("plain").model_dump(), "run": {}}
     if recipe is not None:
         base["recipe"] = load_recipe(recipe).model_dump()
-    base |= {name: value for name, value in top.items() if value is not None}
-    base["data"] |= {name: value for name, value in rows.items() if value is not None}
-    base["run"] |= {name: value for name, value in run.items() if value is not None}
-    if run["epochs"] is not None:
-        base["run"]["min_steps"] = 1  # asked for by number of epochs, so that is what is done
+    base |= options.given(top)
+    base["data"] |= options.given(rows)
+    base["run"] |= run
     if not base["data"].get("source"):
         raise RecipeError("no data given; name a file, a folder, owner/name or `sample` after `steadytune train`.")
     for kind, values in ((DataSettings, base["data"]), (RunSettings, base["run"])):
@@ -172,5 +161,7 @@ def _check_parents(folder: Path) -> None:
 
 
 def _default_output(config: "RunConfig") -> Path:
-    stem = Path(config.data.source).resolve().name.split(".")[0]
-    return Path("runs") / f"{stem}-{config.recipe.name.replace('/', '-')}-seed{config.seed}"
+    return (
+        Path("runs")
+        / f"{options.data_name(config.data.source)}-{config.recipe.name.replace('/', '-')}-seed{config.seed}"
+    )

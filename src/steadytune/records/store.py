@@ -3,7 +3,8 @@
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,21 @@ def config_hash(*parts: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+@contextmanager
+def written_aside(path: Path) -> Iterator[Path]:
+    """A file beside `path` that takes its place when the block ends well, and is removed when it does not.
+
+    Args:
+        path: where the whole file shall appear.
+    """
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        yield aside
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Write a JSON file aside and rename it into place.
 
@@ -33,12 +49,8 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
         path: where to.
         value: what.
     """
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    with written_aside(path) as aside:
         aside.write_text(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def write_record(path: Path, record: RunRecord) -> None:
@@ -88,12 +100,8 @@ def write_pooled(path: Path, ids: Sequence[str], labels: Any, vectors: np.ndarra
 
 
 def _write_table(path: Path, columns: Mapping[str, pa.Array]) -> None:
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    with written_aside(path) as aside:
         pq.write_table(pa.table(dict(columns)), aside, compression="zstd")
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def _finite(value: Any) -> Any:

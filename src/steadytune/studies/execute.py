@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from steadytune.records import RunRecord, StudyStore, read_record
+from steadytune.records.store import written_aside
 from steadytune.studies.plan import Cell, Plan, PlanError, dump_plan
 from steadytune.training.fit import Progress, fit
 
@@ -56,9 +56,8 @@ def open_store(plan: Plan, folder: Path) -> StudyStore:
         raise PlanError(f"--output {folder} is not empty and holds no study; name another folder.")
     else:
         folder.mkdir(parents=True, exist_ok=True)
-        aside = path.with_name(f".{path.name}.{os.getpid()}")
-        aside.write_text(text, encoding="utf-8")
-        os.replace(aside, path)  # another process may be starting the same study
+        with written_aside(path) as aside:  # another process may be starting the same study
+            aside.write_text(text, encoding="utf-8")
     return StudyStore(folder)
 
 

@@ -6,13 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from steadytune.data.checks import DataReport, data_report
-from steadytune.methods import MethodError
-from steadytune.objective import Coefficients
 from steadytune.recipes import RunConfig
 from steadytune.studies.plan import Plan, PlanError
 from steadytune.training.diagnosis import Trial
 from steadytune.training.fit import planned_steps
-from steadytune.training.prepare import Prepared, prepare
+from steadytune.training.prepare import Prepared, methods_of, prepare
 
 _PLAIN_UNITS = 3.0
 _OVERHEAD_SECONDS = 3.0  # of a run: loading the model, tokenizing, writing
@@ -100,12 +98,9 @@ def _batch(ready: Prepared, config: RunConfig) -> dict[str, Any]:
 
 def _units(ready: Prepared, config: RunConfig) -> float:
     """Pass units of one batch."""
-    methods = config.recipe.build()
-    if Coefficients.of([method for method in methods if method.active]).task == 0:
-        raise PlanError(f"recipe {config.recipe.name!r}: a weight of 1 leaves the classification head untrained.")
-    trial = Trial(ready.model, methods, _batch(ready, config), ready.task)
     try:
+        trial = Trial(ready.model, methods_of(config), _batch(ready, config), ready.task)
         trial.seconds()
-    except (MethodError, ValueError) as reason:
+    except ValueError as reason:
         raise PlanError(f"recipe {config.recipe.name!r} on {config.data.source}: {reason}") from None
     return trial.passes["units"]

@@ -19,7 +19,6 @@ from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 from steadytune.data.batching import ClassBalancedBatches, LengthGroupedBatches
 from steadytune.encoders.families import describe
 from steadytune.functional import keyed_seed
-from steadytune.objective import Coefficients
 from steadytune.recipes import RunConfig, RunSettings, load_run, save_run
 from steadytune.records import Cost, RunRecord, config_hash, write_json, write_pooled, write_predictions, write_record
 from steadytune.training import surroundings
@@ -27,7 +26,7 @@ from steadytune.training.checkpoints import last_complete_checkpoint
 from steadytune.training.export import export_model
 from steadytune.training.inference import pooled_vectors, predict_logits
 from steadytune.training.loading import RunError, revision
-from steadytune.training.prepare import Prepared, prepare
+from steadytune.training.prepare import Prepared, methods_of, prepare
 from steadytune.training.trainer import RegularizedTrainer
 
 logger = logging.getLogger("steadytune")
@@ -190,9 +189,7 @@ def _trainer(config: RunConfig, ready: Prepared, checkpoints: Path, watch: Watch
         )
     steps = planned_steps(run, len(batches))
     on_cpu = not torch.cuda.is_available()
-    methods = config.recipe.build()
-    if Coefficients.of([method for method in methods if method.active]).task == 0:
-        raise RunError("a weight of 1 leaves the classification head untrained; lower it, or use RegularizedModel.")
+    methods = methods_of(config)
     arguments = TrainingArguments(
         output_dir=str(checkpoints),
         per_device_train_batch_size=run.batch_size,

@@ -10,6 +10,8 @@ from steadytune.data.batching import Encoded, PaddingCollator
 from steadytune.encoders.bundled import AFFECTED_SETS
 from steadytune.encoders.families import dropout_settings, longest_input
 from steadytune.functional import keyed_seed
+from steadytune.methods import Method
+from steadytune.objective import Coefficients
 from steadytune.recipes import RunConfig
 from steadytune.tasks import Classification, Regression, Task
 from steadytune.training.loading import (
@@ -47,6 +49,20 @@ class Prepared:
     rows: dict[str, Encoded]
     collator: PaddingCollator
     notes: list[str]
+
+
+def methods_of(config: RunConfig) -> tuple[Method, ...]:
+    """The methods of a run.
+
+    Args:
+        config: the run.
+    Raises:
+        RunError: they leave the classification head untrained.
+    """
+    methods = config.recipe.build()
+    if Coefficients.of([method for method in methods if method.active]).task == 0:
+        raise RunError("a weight of 1 leaves the classification head untrained; lower it, or use RegularizedModel.")
+    return methods
 
 
 def rows_of(config: RunConfig) -> tuple[Dataset, Selection]:
