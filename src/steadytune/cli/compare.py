@@ -58,6 +58,7 @@ def compare(
     from steadytune.studies import Plan, execute
     from steadytune.studies.execute import open_store
     from steadytune.studies.outlook import look_ahead
+    from steadytune.studies.overview import write_overview
 
     quiet_libraries()
     name = options.data_name(data)
@@ -87,6 +88,7 @@ def compare(
     plan = validated(Plan, wanted, "", path=lambda place: f"--{place[-1].replace('_', '-')}")
     outlook = look_ahead(plan)
     store = open_store(plan, Path(output) if output else Path("runs") / f"compare-{name}")
+    write_overview(store, plan, outlook, options.command_line())
     cells = plan.cells(dict(outlook.equal_compute_steps))
     if not as_json:
         _announce(plan, outlook, len({cell.id for cell in cells}), len(store.done()))

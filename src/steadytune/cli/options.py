@@ -1,5 +1,7 @@
 """Options that several commands share, and what becomes of them."""
 
+import shlex
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -82,3 +84,8 @@ def data_name(source: str) -> str:
         source: as given on the command line.
     """
     return Path(source).resolve().name.split(".")[0]
+
+
+def command_line() -> str:
+    """The command in progress, as a shell would read it."""
+    return shlex.join(["steadytune", *sys.argv[1:]])

@@ -14,6 +14,7 @@ class Cost(BaseModel):
         pass_units: forward, activation-gradient and weight-gradient traversals; 3 per batch is plain fine-tuning.
         tokens: tokens in the training batches, padding included, counted once per batch.
         train_seconds: wall time of training in the process that finished it, evaluation excluded.
+        evaluate_seconds: wall time of scoring the trained model; null in records of older versions.
         peak_memory_bytes: largest resident memory of the process (CPU) or of its device.
     """
 
@@ -24,6 +25,7 @@ class Cost(BaseModel):
     pass_units: float
     tokens: int
     train_seconds: float
+    evaluate_seconds: float | None = None
     peak_memory_bytes: int
 
 

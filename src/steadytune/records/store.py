@@ -99,6 +99,17 @@ def write_pooled(path: Path, ids: Sequence[str], labels: Any, vectors: np.ndarra
     _write_table(path, columns)
 
 
+def write_texts(path: Path, texts: Mapping[str, tuple[str, str]]) -> None:
+    """Write texts as Parquet: id, text, pair.
+
+    Args:
+        path: where to.
+        texts: text and second text of each row, by its id.
+    """
+    columns = {"id": list(texts), "text": [text for text, _ in texts.values()], "pair": [p for _, p in texts.values()]}
+    _write_table(path, {name: pa.array(values, pa.string()) for name, values in columns.items()})
+
+
 def _write_table(path: Path, columns: Mapping[str, pa.Array]) -> None:
     with written_aside(path) as aside:
         pq.write_table(pa.table(dict(columns)), aside, compression="zstd")

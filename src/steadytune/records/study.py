@@ -2,15 +2,16 @@
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
 from steadytune.records.record import RunRecord
-from steadytune.records.store import write_record
+from steadytune.records.store import write_json, write_record, write_texts
 
 
 class StoreError(ValueError):
@@ -22,6 +23,7 @@ class StudyStore:
 
     A finished cell is one file `records/<cell id>.json`, written aside and renamed, and its tables lie in
     `artifacts/<cell id>/`. A run in progress lies in `work/<cell id>/`, and `claims/<cell id>` names its process.
+    `study.json` says what was planned; `texts/` holds rows for local reading.
 
     Args:
         folder: of the study; made when something is written.
@@ -80,6 +82,26 @@ class StudyStore:
         self.record_path(cell).parent.mkdir(parents=True, exist_ok=True)
         write_record(self.record_path(cell), record)
         shutil.rmtree(work, ignore_errors=True)
+
+    def write_overview(self, overview: Mapping[str, Any]) -> None:
+        """Write `study.json`, what is known of the study beside its records.
+
+        Args:
+            overview: plain JSON values.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_json(self.folder / "study.json", overview)
+
+    def write_texts(self, task: str, texts: Mapping[str, tuple[str, str]]) -> None:
+        """Keep texts for a local report, where git does not see them: their licence may forbid to pass them on.
+
+        Args:
+            task: its name in the plan.
+            texts: text and second text of each row ("" without one), by its id.
+        """
+        (self.folder / "texts").mkdir(parents=True, exist_ok=True)
+        (self.folder / ".gitignore").write_text("texts/\nwork/\nclaims/\nmodels/\n", encoding="utf-8")
+        write_texts(self.folder / "texts" / f"{task}.parquet", texts)
 
     @contextmanager
     def claimed(self, cell: str) -> Iterator[bool]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from steadytune.records import RunRecord, StudyStore, read_record
 from steadytune.records.store import written_aside
-from steadytune.studies.plan import Cell, Plan, PlanError, dump_plan
+from steadytune.studies.plan import Cell, Plan, PlanError, dump_plan, load_plan
 from steadytune.training.fit import Progress, fit
 
 logger = logging.getLogger("steadytune")
@@ -46,18 +46,17 @@ def open_store(plan: Plan, folder: Path) -> StudyStore:
         PlanError: the folder holds something else.
     """
     path = folder / "plan.yaml"
-    text = dump_plan(plan)
     if folder.exists() and not folder.is_dir():
         raise PlanError(f"--output {folder} is a file; name a folder.")
     if path.exists():
-        if path.read_text(encoding="utf-8") != text:
+        if load_plan(path) != plan:
             raise PlanError(f"--output {folder} holds another plan; repeat its settings or name another folder.")
     elif folder.exists() and any(folder.iterdir()):
         raise PlanError(f"--output {folder} is not empty and holds no study; name another folder.")
     else:
         folder.mkdir(parents=True, exist_ok=True)
         with written_aside(path) as aside:  # another process may be starting the same study
-            aside.write_text(text, encoding="utf-8")
+            aside.write_text(dump_plan(plan), encoding="utf-8")
     return StudyStore(folder)
 
 

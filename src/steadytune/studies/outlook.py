@@ -1,16 +1,17 @@
 """What a study will do, before it does it: steps, pass units, time, refusals, and what the data look like."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from steadytune.data import Dataset
 from steadytune.data.checks import DataReport, data_report
 from steadytune.recipes import RunConfig
 from steadytune.studies.plan import Plan, PlanError
 from steadytune.training.diagnosis import Trial
 from steadytune.training.fit import planned_steps
-from steadytune.training.prepare import Prepared, methods_of, prepare
+from steadytune.training.prepare import Prepared, methods_of, prepare, selection_of
 
 _PLAIN_UNITS = 3.0
 _OVERHEAD_SECONDS = 3.0  # of a run: loading the model, tokenizing, writing
@@ -29,6 +30,7 @@ class Outlook:
         seconds: estimated time of one run by place, at equal steps.
         equal_compute_seconds: the same at equal pass units.
         data: what the data look like, by task and protocol.
+        scored: text and second text ("" without one) of the test rows of all seeds, by task and row id.
     """
 
     steps: Mapping[Place, int]
@@ -37,6 +39,7 @@ class Outlook:
     seconds: Mapping[Place, float]
     equal_compute_seconds: Mapping[Place, float]
     data: Mapping[tuple[str, str], DataReport]
+    scored: Mapping[str, Mapping[str, tuple[str, str]]]
 
 
 def look_ahead(plan: Plan) -> Outlook:
@@ -55,6 +58,7 @@ def look_ahead(plan: Plan) -> Outlook:
     seconds: dict[Place, float] = {}
     fair_seconds: dict[Place, float] = {}
     data = {}
+    scored: dict[str, dict[str, tuple[str, str]]] = {}
     for task in plan.tasks:
         for protocol in plan.protocols:
             places = []
@@ -69,6 +73,7 @@ def look_ahead(plan: Plan) -> Outlook:
                 ready = prepare(config)
                 if (task, protocol) not in data:
                     data[task, protocol] = data_report(ready.dataset, ready.selection)
+                    scored.setdefault(task, {}).update(_scored(config, ready.dataset, plan.seed_list))
                     plain = Trial(ready.model, (), _batch(ready, config), ready.task)
                     plain.seconds()
                     plain_seconds = plain.seconds()
@@ -78,14 +83,23 @@ def look_ahead(plan: Plan) -> Outlook:
                 steps[place] = planned_steps(plan.run, batches)
                 units[place] = plan.run.accumulation_steps * _units(ready, config)
             most = max(steps[place] * units[place] for place in places)
-            scored = sum(len(ready.rows[name]) for name in ("dev", "test")) / plan.run.batch_size / _PLAIN_UNITS
+            evaluated = sum(len(ready.rows[name]) for name in ("dev", "test")) / plan.run.batch_size / _PLAIN_UNITS
             for place in places:
                 fair[place] = round(most / units[place])
                 own = units[place] / _PLAIN_UNITS * plain_seconds
-                fixed = _OVERHEAD_SECONDS + scored * plain_seconds
+                fixed = _OVERHEAD_SECONDS + evaluated * plain_seconds
                 seconds[place] = steps[place] * own + fixed
                 fair_seconds[place] = fair[place] * own + fixed
-    return Outlook(steps, fair, units, seconds, fair_seconds, data)
+    return Outlook(steps, fair, units, seconds, fair_seconds, data, scored)
+
+
+def _scored(config: RunConfig, dataset: Dataset, seeds: Sequence[int]) -> dict[str, tuple[str, str]]:
+    """The texts of the test rows, which may differ from seed to seed."""
+    found: dict[str, tuple[str, str]] = {}
+    for seed in seeds:
+        rows = selection_of(config.model_copy(update={"seed": seed}), dataset).test
+        found.update(zip(rows.ids, zip(rows.texts, rows.pairs or [""] * len(rows), strict=True), strict=True))
+    return found
 
 
 def _batch(ready: Prepared, config: RunConfig) -> dict[str, Any]:

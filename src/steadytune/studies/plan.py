@@ -45,8 +45,13 @@ class Cell(BaseModel):
 
     @cached_property
     def id(self) -> str:
-        """Content hash of the run alone: two plans that ask for one run share its record."""
-        return config_hash(self.config.model_dump(mode="json"))
+        """Content hash of the run alone: two plans that ask for one run share its record.
+
+        What leaves the run as it is does not count: a recipe's title and where its values come from, and a setting at
+        its default, so that one which a later version adds changes no hash.
+        """
+        remarks = {"recipe": {"title", "origin"}}
+        return config_hash(self.config.model_dump(mode="json", exclude_defaults=True, exclude=remarks))
 
     def place(self) -> dict[str, str | int]:
         """What its record says about its place in the study."""

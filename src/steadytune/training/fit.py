@@ -6,7 +6,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +24,7 @@ from steadytune.records import Cost, RunRecord, config_hash, write_json, write_p
 from steadytune.training import surroundings
 from steadytune.training.checkpoints import last_complete_checkpoint
 from steadytune.training.export import export_model
-from steadytune.training.inference import pooled_vectors, predict_logits
+from steadytune.training.inference import predict_logits, predict_with_pooled
 from steadytune.training.loading import RunError, revision
 from steadytune.training.prepare import Prepared, methods_of, prepare
 from steadytune.training.trainer import RegularizedTrainer
@@ -62,6 +62,7 @@ def fit(
     watch: Watch = lambda progress: None,
     export: bool = True,
     pooled: bool = False,
+    splits: Sequence[str] = ("dev", "test"),
 ) -> RunRecord:
     """Train, evaluate and save one run; a run that was killed goes on from its last complete checkpoint.
 
@@ -72,6 +73,7 @@ def fit(
         watch: told about progress.
         export: save the model.
         pooled: save the vectors that enter the label map, of at most 500 test rows.
+        splits: what the trained model is scored on; a run that helps to choose settings leaves "test" closed.
     Returns:
         The record; its status is "failed" if training diverged.
     Raises:
@@ -98,17 +100,31 @@ def fit(
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     seconds = time.perf_counter() - started
     watch(Progress("evaluate", trainer.state.max_steps, trainer.state.max_steps))
-    splits = ("dev", "test")
-    logits = {
-        name: predict_logits(ready.model, ready.rows[name], ready.collator, config.run.eval_batch_size)
-        for name in splits
-    }
-    record = _record(config, ready, inputs, trainer, logits, seconds, checkpoint)
+    started = time.perf_counter()
+    logits, vectors = _score(config, ready, splits, pooled)
+    evaluate_seconds = time.perf_counter() - started
+    record = _record(config, ready, inputs, trainer, logits, (seconds, evaluate_seconds), checkpoint)
     if trainer.is_world_process_zero():
-        if pooled:
-            _write_pooled(output, config, ready)
+        if vectors is not None:
+            rows = ready.rows["test"].first(_POOLED_ROWS)
+            write_pooled(output / "pooled.parquet", rows.ids, rows.labels, vectors[:_POOLED_ROWS])
         _write(output, record, ready, logits, export)
     return record
+
+
+def _score(
+    config: RunConfig, ready: Prepared, splits: Sequence[str], pooled: bool
+) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
+    """Logits by split, and the pooled vectors of the test rows if they are wanted and the model has them."""
+    logits, vectors = {}, None
+    for name in splits:
+        if name == "test" and pooled and describe(ready.model).label_linear is not None:
+            logits[name], vectors = predict_with_pooled(
+                ready.model, ready.rows[name], ready.collator, config.run.eval_batch_size
+            )
+        else:
+            logits[name] = predict_logits(ready.model, ready.rows[name], ready.collator, config.run.eval_batch_size)
+    return logits, vectors
 
 
 @contextmanager
@@ -257,7 +273,7 @@ def _record(
     inputs: dict[str, Any],
     trainer: RegularizedTrainer,
     logits: dict[str, np.ndarray],
-    seconds: float,
+    seconds: tuple[float, float],
     checkpoint: Path | None,
 ) -> RunRecord:
     wrapper = trainer.regularized_model
@@ -297,20 +313,14 @@ def _record(
             forward_passes=wrapper.spent.forward,
             pass_units=wrapper.spent.units,
             tokens=wrapper.tokens,
-            train_seconds=seconds,
+            train_seconds=seconds[0],
+            evaluate_seconds=seconds[1],
             peak_memory_bytes=surroundings.peak_memory_bytes(),
         ),
         versions=surroundings.versions(),
         hardware=surroundings.hardware(),
         commit=surroundings.commit(),
     )
-
-
-def _write_pooled(output: Path, config: RunConfig, ready: Prepared) -> None:
-    if describe(ready.model).label_linear is not None:
-        rows = ready.rows["test"].first(_POOLED_ROWS)
-        vectors = pooled_vectors(ready.model, rows, ready.collator, config.run.eval_batch_size)
-        write_pooled(output / "pooled.parquet", rows.ids, rows.labels, vectors)
 
 
 def _write(output: Path, record: RunRecord, ready: Prepared, logits: dict[str, np.ndarray], export: bool) -> None:

@@ -25,8 +25,10 @@ def predict_logits(model: nn.Module, rows: Encoded, collator: PaddingCollator, b
     return _read(model, rows, collator, batch_size, lambda output: output.logits)
 
 
-def pooled_vectors(model: nn.Module, rows: Encoded, collator: PaddingCollator, batch_size: int = 64) -> np.ndarray:
-    """The vector that enters the linear map to the labels, for every row, in the order of the rows.
+def predict_with_pooled(
+    model: nn.Module, rows: Encoded, collator: PaddingCollator, batch_size: int = 64
+) -> tuple[np.ndarray, np.ndarray]:
+    """Logits, and the vector that enters the linear map to them, of every row, from the same forward passes.
 
     Args:
         model: as in `predict_logits`, not wrapped.
@@ -34,19 +36,21 @@ def pooled_vectors(model: nn.Module, rows: Encoded, collator: PaddingCollator, b
         collator: pads a batch.
         batch_size: rows of one forward pass.
     Returns:
-        (rows, dim), float32.
+        (rows, outputs) and (rows, dim), float32.
     Raises:
         SiteUnavailable: the model has no linear map to labels.
     """
     parts = describe(model)
-    parts.require("pooled", "pooled_vectors")
+    parts.require("pooled", "predict_with_pooled")
     assert parts.label_linear is not None
     seen: list[Tensor] = []
     handle = parts.label_linear.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
     try:
-        return _read(model, rows, collator, batch_size, lambda output: seen.pop())
+        both = _read(model, rows, collator, batch_size, lambda output: torch.cat([output.logits, seen.pop()], dim=1))
     finally:
         handle.remove()
+    outputs = parts.label_linear.out_features
+    return both[:, :outputs], both[:, outputs:]
 
 
 def _read(

@@ -65,16 +65,16 @@ def methods_of(config: RunConfig) -> tuple[Method, ...]:
     return methods
 
 
-def rows_of(config: RunConfig) -> tuple[Dataset, Selection]:
-    """The data set of a run, and the rows that it trains and is scored on, those of training damaged if asked for.
+def dataset_of(config: RunConfig) -> Dataset:
+    """The data set of a run.
 
     Args:
         config: the run.
     Raises:
-        DataError: the data cannot be used.
+        DataError: the data cannot be read.
     """
     data = config.data
-    dataset = load_dataset(
+    return load_dataset(
         data.source,
         splits=_splits(config),
         text_column=data.text_column,
@@ -82,6 +82,18 @@ def rows_of(config: RunConfig) -> tuple[Dataset, Selection]:
         label_column=data.label_column,
         task=data.task,
     )
+
+
+def selection_of(config: RunConfig, dataset: Dataset) -> Selection:
+    """The rows that a run trains and is scored on, those of training damaged if asked for.
+
+    Args:
+        config: the run.
+        dataset: its data set.
+    Raises:
+        DataError: the data set does not hold what is asked for.
+    """
+    data = config.data
     selection = select(
         dataset,
         train_split=data.train_split,
@@ -93,7 +105,7 @@ def rows_of(config: RunConfig) -> tuple[Dataset, Selection]:
         eval_rows=data.eval_rows,
         seed=config.seed,
     )
-    damaged = corrupt(
+    return corrupt(
         dataset,
         selection,
         imbalance=data.imbalance,
@@ -102,7 +114,6 @@ def rows_of(config: RunConfig) -> tuple[Dataset, Selection]:
         text_noise=data.text_noise,
         seed=config.seed,
     )
-    return dataset, damaged
 
 
 def prepare(config: RunConfig) -> Prepared:
@@ -114,7 +125,8 @@ def prepare(config: RunConfig) -> Prepared:
         RunError: the model cannot be had or does not fit.
         DataError: the data cannot be used.
     """
-    dataset, selection = rows_of(config)
+    dataset = dataset_of(config)
+    selection = selection_of(config, dataset)
     task = task_of(dataset.task, dataset.label_names, dataset.metric)
     found = locate_model(config.model)
     tokenizer = load_tokenizer(found)
