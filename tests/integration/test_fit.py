@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import AutoTokenizer
 
 from steadytune.methods.contract import MethodError
-from steadytune.recipes import Recipe, RunConfig, load_run
+from steadytune.recipes import DataSettings, Recipe, RunConfig, load_run, protocol_hash
 from steadytune.records import RunRecord
 from steadytune.training.fit import fit
 from steadytune.training.loading import RunError
@@ -141,6 +141,11 @@ def test_fingerprints_and_run_id_are_the_same_in_a_second_run_of_any_folder(plai
     assert again.record.run_id == plain.record.run_id
     assert again.record.data_fingerprints == plain.record.data_fingerprints
     assert len(set(again.record.data_fingerprints.values())) == 3
+
+
+def test_the_record_holds_the_hash_of_its_protocol(plain: Done) -> None:
+    data = DataSettings.model_validate(plain.record.config["data"])
+    assert plain.record.protocol_hash == protocol_hash(data, plain.record.data_fingerprints)
 
 
 def test_plain_training_costs_one_forward_pass_and_three_units_per_batch(plain: Done) -> None:

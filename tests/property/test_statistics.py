@@ -11,15 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import log_softmax, softmax
 
+from steadytune.reports.calibration import expected_calibration_error, fit_temperature, reliability
 from steadytune.reports.statistics import (
     PairedComparison,
     cannot_decide,
-    expected_calibration_error,
-    fit_temperature,
     holm,
     mean_and_sd,
     paired_comparison,
-    reliability,
     verdicts,
 )
 from tolerances import MINIMIZED, SAME

@@ -120,6 +120,17 @@ def data_report(dataset: Dataset, selection: Selection | None = None) -> DataRep
     )
 
 
+def repeated_rows(rows: Examples, others: Examples) -> int:
+    """How many rows stand among others, compared as in `Repeats`.
+
+    Args:
+        rows: those that are counted.
+        others: those that they are looked for in.
+    """
+    known = set(_folded(others))
+    return sum(content in known for content in _folded(rows))
+
+
 def _split_report(rows: Examples, names: Sequence[str], train: Examples | None) -> SplitReport:
     labels: dict[str, int] | None = None
     scores: Quartiles | None = None

@@ -123,6 +123,8 @@ class RunConfig(BaseModel):
         recipe: methods, settings, dropout.
         run: the shared settings.
         seed: names every random stream of the run.
+        after: rows on which the same recipe trains the model first, as in sequential transfer; null for none. The
+            classification head goes on too if both have the same labels; else it begins anew.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -132,6 +134,7 @@ class RunConfig(BaseModel):
     recipe: Recipe
     run: RunSettings = RunSettings()
     seed: int = Field(0, ge=0, lt=2**31)
+    after: DataSettings | None = None
 
     def with_run_setting(self, name: str, value: Any) -> "RunConfig":
         """This run with one setting of the `run` block changed.
@@ -151,6 +154,17 @@ class RunConfig(BaseModel):
         if per_class is not None and per_class > rows:
             raise ValueError(f"run.examples_per_class must be at most run.batch_size, {rows}; got {per_class}.")
         return self
+
+    @property
+    def first(self) -> "RunConfig":
+        """The run whose model this one starts from.
+
+        Raises:
+            RecipeError: this run starts from no other.
+        """
+        if self.after is None:
+            raise RecipeError("the run has no `after`, so none comes before it.")
+        return self.model_copy(update={"data": self.after, "after": None})
 
     @property
     def learning_rate(self) -> float:

@@ -40,6 +40,7 @@ class RunRecord(BaseModel):
         metric: the score that decides, higher is better.
         label_names: in the order of their indices.
         data_fingerprints: SHA-256 of each split's rows.
+        protocol_hash: content hash of how rows were drawn and changed, and of the rows that this gave; null if unknown.
         data_rows: rows of each split.
         data_notes: what was inferred or noticed in the data.
         model_name: the encoder.
@@ -69,6 +70,7 @@ class RunRecord(BaseModel):
     metric: str
     label_names: list[str]
     data_fingerprints: dict[str, str]
+    protocol_hash: str | None = None
     data_rows: dict[str, int]
     data_notes: list[str]
     model_name: str

@@ -23,7 +23,7 @@ class StudyStore:
 
     A finished cell is one file `records/<cell id>.json`, written aside and renamed, and its tables lie in
     `artifacts/<cell id>/`. A run in progress lies in `work/<cell id>/`, and `claims/<cell id>` names its process.
-    `study.json` says what was planned; `texts/` holds rows for local reading.
+    `study.json` says what was planned, `models/` holds runs that others start from, `texts/` rows for local reading.
 
     Args:
         folder: of the study; made when something is written.
@@ -56,6 +56,19 @@ class StudyStore:
         """
         return self.folder / "artifacts" / cell
 
+    def model_folder(self, run: str) -> Path:
+        """Where a finished run lies whose model others start from.
+
+        Args:
+            run: its hash.
+        """
+        return self.folder / "models" / run
+
+    def drop_models(self) -> None:
+        """Remove the weights that other runs started from; their records stay."""
+        for weights in (self.folder / "models").glob("*/model"):
+            shutil.rmtree(weights, ignore_errors=True)
+
     def done(self) -> set[str]:
         """Ids of the cells that have a record."""
         return {path.stem for path in (self.folder / "records").glob("*.json")}
@@ -79,6 +92,10 @@ class StudyStore:
         artifacts.mkdir(parents=True, exist_ok=True)
         for table in work.glob("*.parquet"):
             os.replace(table, artifacts / table.name)
+        if (work / "layers.json").exists():
+            os.replace(work / "layers.json", artifacts / "layers.json")
+        if (work / "layers_tokens.json").exists():
+            os.replace(work / "layers_tokens.json", self._local_texts() / f"{cell}-tokens.json")
         self.record_path(cell).parent.mkdir(parents=True, exist_ok=True)
         write_record(self.record_path(cell), record)
         shutil.rmtree(work, ignore_errors=True)
@@ -99,9 +116,25 @@ class StudyStore:
             task: its name in the plan.
             texts: text and second text of each row ("" without one), by its id.
         """
+        write_texts(self._local_texts() / f"{task}.parquet", texts)
+
+    def _local_texts(self) -> Path:
+        """The folder of texts, which git does not see."""
         (self.folder / "texts").mkdir(parents=True, exist_ok=True)
         (self.folder / ".gitignore").write_text("texts/\nwork/\nclaims/\nmodels/\n", encoding="utf-8")
-        write_texts(self.folder / "texts" / f"{task}.parquet", texts)
+        return self.folder / "texts"
+
+    @contextmanager
+    def locked(self, name: str) -> Iterator[None]:
+        """Inside the block no other process holds the lock of this name; waits for the one that does.
+
+        Args:
+            name: of the lock.
+        """
+        path = self.folder / "claims" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(path):
+            yield
 
     @contextmanager
     def claimed(self, cell: str) -> Iterator[bool]:

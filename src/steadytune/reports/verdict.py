@@ -9,6 +9,7 @@ from steadytune.reports.statistics import PairedComparison, Verdict, mean_and_sd
 
 Place = tuple[str, str, str]
 """Task, protocol, budget."""
+_ORDER = {"baseline": 0, "recipe": 1, "control": 2}
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ def verdict_tables(records: Iterable[RunRecord]) -> list[Table]:
     """One table per task, protocol and budget.
 
     Args:
-        records: of a study, in any order; those without a place in one are left out.
+        records: of a study, in any order; those without a place in one, and trials of a search, are left out.
     Returns:
         Tables in order of task, protocol and budget; a place without a baseline has no verdicts.
 
@@ -69,7 +70,7 @@ def verdict_tables(records: Iterable[RunRecord]) -> list[Table]:
     """
     places: dict[Place, dict[tuple[str, str], list[RunRecord]]] = defaultdict(lambda: defaultdict(list))
     for record in records:
-        if record.cell is not None:
+        if record.cell is not None and record.cell["role"] in _ORDER:
             cell = {name: str(value) for name, value in record.cell.items()}
             place = (cell["task"], cell["protocol"], cell["budget"])
             places[place][cell["role"], cell["recipe"]].append(record)
@@ -82,9 +83,8 @@ def _table(place: Place, runs: Mapping[tuple[str, str], list[RunRecord]]) -> Tab
     base = next((found for (role, _), found in scores.items() if role == "baseline"), {})
     compared = {arm: paired_comparison(base, own) for arm, own in scores.items() if arm[0] != "baseline"}
     found = verdicts({recipe: compared[role, recipe] for role, recipe in compared if role == "recipe"})
-    order = {"baseline": 0, "recipe": 1, "control": 2}
     arms = []
-    for role, recipe in sorted(runs, key=lambda arm: (order[arm[0]], arm[1])):
+    for role, recipe in sorted(runs, key=lambda arm: (_ORDER[arm[0]], arm[1])):
         own = scores[role, recipe]
         units = [record.cost.pass_units for record in runs[role, recipe] if record.cost is not None]
         mean, sd = mean_and_sd(own)

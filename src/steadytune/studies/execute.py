@@ -1,17 +1,21 @@
-"""Run the cells of a study: each once, whatever is interrupted, and however many processes share the store."""
+"""One cell of a study: run once, whatever is interrupted, and however many processes share the store."""
 
 import json
 import logging
+import shutil
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from steadytune.recipes import RunConfig
 from steadytune.records import RunRecord, StudyStore, read_record
 from steadytune.records.store import written_aside
-from steadytune.studies.plan import Cell, Plan, PlanError, dump_plan, load_plan
+from steadytune.studies.outlook import Outlook
+from steadytune.studies.overview import write_overview
+from steadytune.studies.plan import Cell, Plan, PlanError, dump_plan, load_plan, run_hash
 from steadytune.training.fit import Progress, fit
+from steadytune.training.loading import RunError
 
 logger = logging.getLogger("steadytune")
 
@@ -60,28 +64,43 @@ def open_store(plan: Plan, folder: Path) -> StudyStore:
     return StudyStore(folder)
 
 
-def execute(cells: Sequence[Cell], store: StudyStore, *, watch: Watch = lambda moment: None) -> None:
-    """Run every cell that has no record and that no other process is working on.
-
-    A cell that fails gets a record that says why, and the study goes on.
+def prepare_store(plan: Plan, outlook: Outlook, folder: Path, command: str) -> StudyStore:
+    """The store of a plan, with all that a study writes before its first run.
 
     Args:
-        cells: in the order in which they run.
-        store: where records go; other processes may work on it at the same time.
-        watch: told about progress.
+        plan: what will run.
+        outlook: of the plan.
+        folder: where.
+        command: that repeats the study.
+    Raises:
+        PlanError: the folder holds something else.
     """
-    wanted = {cell.id for cell in cells}
-    for cell in cells:
-        with store.claimed(cell.id) as mine:
-            if not mine:
-                continue
-            done = len(wanted & store.done())
+    store = open_store(plan, folder)
+    write_overview(store, plan, outlook, command)
+    return store
 
-            def report(progress: Progress, cell: Cell = cell, done: int = done) -> None:
-                watch(Moment(done, len(wanted), cell, progress))
 
-            store.finish(cell.id, run_cell(cell, store, report))
-        watch(Moment(len(wanted & store.done()), len(wanted)))
+def run_if_open(cell: Cell, store: StudyStore, done: Callable[[], int], total: int, watch: Watch) -> bool:
+    """Run a cell, unless it has a record or another process is working on it.
+
+    Args:
+        cell: what to run.
+        store: where its record goes.
+        done: counts the runs that have a record.
+        total: number of all runs.
+        watch: told about progress.
+    Returns:
+        Whether it ran.
+    """
+    if store.record_path(cell.id).exists():
+        return False
+    with store.claimed(cell.id) as mine:
+        if not mine:
+            return False
+        before = done()
+        store.finish(cell.id, run_cell(cell, store, lambda progress: watch(Moment(before, total, cell, progress))))
+    watch(Moment(done(), total))
+    return True
 
 
 def run_cell(cell: Cell, store: StudyStore, watch: Callable[[Progress], None]) -> RunRecord:
@@ -95,24 +114,68 @@ def run_cell(cell: Cell, store: StudyStore, watch: Callable[[Progress], None]) -
     work = store.work_folder(cell.id)
     if (work / "record.json").exists():  # finished, and interrupted before it was put away
         return read_record(work / "record.json").model_copy(update={"cell": cell.place()})
+    final = cell.role != "trial"
+    splits = ("dev", "test") if final else ("dev",)  # what helps to choose settings leaves the test rows closed
     try:
-        record = fit(cell.config, work, watch=watch, export=False, pooled=True)
+        start = None if cell.config.after is None else first_run(cell.config, store, watch)
+        layers = final and _wants_layers(cell, store)
+        record = fit(
+            cell.config, work, watch=watch, export=False, pooled=final, splits=splits, start=start, layers=layers
+        )
     except Exception as error:  # noqa: BLE001 - a failed run is a result: it must not vanish, nor stop the others
         logger.warning("%s, seed %s failed: %s", cell.recipe, cell.config.seed, error)
-        record = _failed(cell, error)
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        said = f"{type(error).__name__}: {str(error).strip() or 'no message'} ({Path(last.filename).name})"
+        record = failed_record(cell, said)
     return record.model_copy(update={"cell": cell.place()})
 
 
-def _failed(cell: Cell, error: Exception) -> RunRecord:
-    last = traceback.extract_tb(error.__traceback__)[-1]
-    known: dict[str, Any] = {
-        "run_id": cell.id,
-        "config": json.loads(cell.config.model_dump_json()),
-        "failure": f"{type(error).__name__}: {str(error).strip() or 'no message'} ({Path(last.filename).name})",
-    }
+def _wants_layers(cell: Cell, store: StudyStore) -> bool:
+    """Whether the plan of the store asks for what happens inside this model; one seed tells, and others would cost."""
+    path = store.folder / "plan.yaml"
+    if not path.exists():
+        return False
+    plan = load_plan(path)
+    return plan.layers and cell.config.seed == plan.seed_list[0]
+
+
+def first_run(config: RunConfig, store: StudyStore, watch: Callable[[Progress], None]) -> Path:
+    """Folder of the run that others start from; the first process that needs it does it, the others wait.
+
+    Args:
+        config: of a run that starts from it.
+        store: where it lies.
+        watch: told about progress.
+    Raises:
+        RunError: it failed.
+    """
+    name = run_hash(config.first)
+    folder = store.model_folder(name)
+    with store.locked(f"first-{name}"):
+        record = read_record(folder / "record.json") if (folder / "record.json").exists() else None
+        if record is not None and record.status == "done" and not (folder / "model").exists():
+            shutil.rmtree(folder)  # its weights were dropped when nothing needed them any more
+            record = None
+        if record is None:
+            record = fit(config.first, folder, watch=watch, splits=("dev",))
+        if failure := record.failure:
+            raise RunError(f"the run that this one starts from failed: {failure}")
+    return folder
+
+
+def failed_record(cell: Cell, failure: str) -> RunRecord:
+    """The record of a cell that came to nothing.
+
+    Args:
+        cell: which.
+        failure: why.
+    """
     return RunRecord(
-        **known,
+        run_id=cell.id,
+        config=json.loads(cell.config.model_dump_json()),
+        cell=cell.place(),
         status="failed",
+        failure=failure,
         task="",
         metric="",
         label_names=[],

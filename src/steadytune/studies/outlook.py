@@ -11,7 +11,7 @@ from steadytune.recipes import RunConfig
 from steadytune.studies.plan import Plan, PlanError
 from steadytune.training.diagnosis import Trial
 from steadytune.training.fit import planned_steps
-from steadytune.training.prepare import Prepared, methods_of, prepare, selection_of
+from steadytune.training.prepare import Prepared, dataset_of, methods_of, prepare, selection_of
 
 _PLAIN_UNITS = 3.0
 _OVERHEAD_SECONDS = 3.0  # of a run: loading the model, tokenizing, writing
@@ -63,13 +63,7 @@ def look_ahead(plan: Plan) -> Outlook:
         for protocol in plan.protocols:
             places = []
             for recipe, _ in plan.arms():
-                config = RunConfig(
-                    data=plan.data(task, protocol),
-                    model=plan.model,
-                    recipe=recipe,
-                    run=plan.run,
-                    seed=plan.seed_list[0],
-                )
+                config = plan.config(task, protocol, recipe, plan.seed_list[0])
                 ready = prepare(config)
                 if (task, protocol) not in data:
                     data[task, protocol] = data_report(ready.dataset, ready.selection)
@@ -84,13 +78,22 @@ def look_ahead(plan: Plan) -> Outlook:
                 units[place] = plan.run.accumulation_steps * _units(ready, config)
             most = max(steps[place] * units[place] for place in places)
             evaluated = sum(len(ready.rows[name]) for name in ("dev", "test")) / plan.run.batch_size / _PLAIN_UNITS
+            before = _steps_before(config)
             for place in places:
                 fair[place] = round(most / units[place])
                 own = units[place] / _PLAIN_UNITS * plain_seconds
                 fixed = _OVERHEAD_SECONDS + evaluated * plain_seconds
-                seconds[place] = steps[place] * own + fixed
-                fair_seconds[place] = fair[place] * own + fixed
+                seconds[place] = (steps[place] + before) * own + fixed
+                fair_seconds[place] = (fair[place] + before) * own + fixed
     return Outlook(steps, fair, units, seconds, fair_seconds, data, scored)
+
+
+def _steps_before(config: RunConfig) -> int:
+    """Optimizer steps of the run that a run starts from; several protocols may share it, so this is a bound."""
+    if config.after is None:
+        return 0
+    rows = selection_of(config.first, dataset_of(config.first)).train
+    return planned_steps(config.run, math.ceil(len(rows) / config.run.batch_size))
 
 
 def _scored(config: RunConfig, dataset: Dataset, seeds: Sequence[int]) -> dict[str, tuple[str, str]]:

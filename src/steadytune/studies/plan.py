@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from steadytune.methods import METHODS
 from steadytune.methods.cards import read_card
@@ -15,10 +15,77 @@ from steadytune.records import config_hash
 
 Budget = Literal["equal-steps", "equal-compute", "both"]
 Role = Literal["baseline", "recipe", "control"]
+_END = 2**31  # of seeds
 
 
 class PlanError(ValueError):
     """A plan cannot be read, or asks for what cannot be."""
+
+
+class Range(BaseModel):
+    """Numbers that a search draws from.
+
+    Attributes:
+        low: smallest.
+        high: largest.
+        log: every factor is as likely as any other, in place of every difference.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    low: float
+    high: float
+    log: bool = False
+
+
+class Search(BaseModel):
+    """How settings are chosen before the final runs: the same number of trials for every recipe.
+
+    Attributes:
+        trials: suggestions that are tried for one recipe on one task and protocol.
+        seeds: of every trial; none of them is the seed of a final run.
+        space: what a setting may be, by "run.SETTING" or "METHOD.SETTING": a range, or a list of values.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    trials: int = Field(8, ge=1)
+    seeds: list[int] = [1000]
+    space: dict[str, Range | list[Any]]
+
+    @field_validator("space", mode="before")
+    @classmethod
+    def _ranges_and_lists(cls, space: Any) -> Any:
+        if not isinstance(space, dict) or not space:
+            raise ValueError(f"search.space must say what at least one setting may be; got {space!r:.80}.")
+        return {name: _entry(f"search.space.{name}", value) for name, value in space.items()}
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "Search":
+        if (
+            not self.seeds
+            or len(set(self.seeds)) < len(self.seeds)
+            or not 0 <= min(self.seeds) <= max(self.seeds) < _END
+        ):
+            raise ValueError(
+                f"search.seeds must be a list of different numbers from 0 to {_END - 1}; got {self.seeds}."
+            )
+        return self
+
+
+def _entry(path: str, value: Any) -> Any:
+    """A range, or a list of different values."""
+    if isinstance(value, list):
+        if not value or any(one == other for index, one in enumerate(value) for other in value[:index]):
+            raise ValueError(f"{path} must list at least one value, each once; got {value!r:.80}.")
+        return value
+    if not isinstance(value, Range | dict):
+        raise ValueError(f"{path} must be a list of values, or have a low and a high; got {value!r:.80}.")
+    found = value if isinstance(value, Range) else validated(Range, value, "", path=lambda place: f"{path}.{place[-1]}")
+    if found.low >= found.high or (found.log and found.low <= 0):
+        below = "0 < low < high with log: true" if found.log else "low < high"
+        raise ValueError(f"{path} must have {below}; got {found.low:g} and {found.high:g}.")
+    return found
 
 
 class Cell(BaseModel):
@@ -28,10 +95,11 @@ class Cell(BaseModel):
         task: its name in the plan.
         protocol: its name in the plan.
         recipe: name of the recipe.
-        role: "baseline", "recipe" or "control".
+        role: "baseline", "recipe" or "control"; "trial" for a run that helps to choose settings.
         budget: "steps" if all recipes take the same number of optimizer steps, "compute" if they take the same number
             of pass units.
         config: the run.
+        trial: number of the trial.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -39,24 +107,33 @@ class Cell(BaseModel):
     task: str
     protocol: str
     recipe: str
-    role: Role
+    role: Role | Literal["trial"]
     budget: Literal["steps", "compute"]
     config: RunConfig
+    trial: int | None = None
 
     @cached_property
     def id(self) -> str:
-        """Content hash of the run alone: two plans that ask for one run share its record.
-
-        What leaves the run as it is does not count: a recipe's title and where its values come from, and a setting at
-        its default, so that one which a later version adds changes no hash.
-        """
-        remarks = {"recipe": {"title", "origin"}}
-        return config_hash(self.config.model_dump(mode="json", exclude_defaults=True, exclude=remarks))
+        """Content hash of the run alone: two plans that ask for one run share its record."""
+        return run_hash(self.config)
 
     def place(self) -> dict[str, str | int]:
         """What its record says about its place in the study."""
         names = self.model_dump(mode="json", include={"task", "protocol", "recipe", "role", "budget"})
-        return {**names, "seed": self.config.seed}
+        return {**names, "seed": self.config.seed, **({} if self.trial is None else {"trial": self.trial})}
+
+
+def run_hash(config: RunConfig) -> str:
+    """Content hash of a run.
+
+    What leaves the run as it is does not count: a recipe's title and where its values come from, and a setting at its
+    default, so that one which a later version adds changes no hash.
+
+    Args:
+        config: the run.
+    """
+    remarks = {"recipe": {"title", "origin"}}
+    return config_hash(config.model_dump(mode="json", exclude_defaults=True, exclude=remarks))
 
 
 class Plan(BaseModel):
@@ -66,12 +143,15 @@ class Plan(BaseModel):
         name: of the study.
         model: "bundled", a local folder or a hub name.
         tasks: by name, settings of `data` that name a data set.
-        protocols: by name, settings of `data` that say which rows and what is done to them.
+        protocols: by name, settings of `data` that say which rows and what is done to them; `after` holds settings of
+            data on which every recipe trains first (sequential transfer).
         recipes: names, stacks or files; the first is the baseline.
         controls: also run the controls that the cards of the recipes' methods name.
         seeds: their number, or themselves.
         run: settings that all recipes share.
         budget: at equal optimizer steps, at equal pass units, or both.
+        search: how settings are chosen; null to take those of the recipes.
+        layers: also measure what happens inside the trained models, those of the first seed.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -85,6 +165,15 @@ class Plan(BaseModel):
     seeds: int | list[int] = 5
     run: RunSettings = RunSettings()
     budget: Budget = "equal-steps"
+    search: Search | None = None
+    layers: bool = False
+
+    @field_validator("search", mode="before")
+    @classmethod
+    def _readable_search(cls, search: Any) -> Any:
+        if not isinstance(search, dict):
+            return search
+        return validated(Search, search, "", path=lambda place: ".".join(("search", *place)))
 
     @model_validator(mode="after")
     def _fits_together(self) -> "Plan":
@@ -96,6 +185,15 @@ class Plan(BaseModel):
             raise ValueError(f"seeds must be a number >= 1 or a list of different numbers >= 0; got {self.seeds}.")
         if self.run.steps is not None and self.budget != "equal-steps":
             raise ValueError("run.steps fixes the steps of every recipe; use budget: equal-steps with it.")
+        if self.search and (shared := sorted(set(self.search.seeds) & set(self.seed_list))):
+            raise ValueError(f"search.seeds must not be final seeds; got {', '.join(map(str, shared))} in both.")
+        if self.budget != "equal-steps" and any("after" in protocol for protocol in self.protocols.values()):
+            raise ValueError("a protocol with `after` trains twice with one run block; it needs budget: equal-steps.")
+        for name in self.tasks:
+            if "/" in name or name.startswith("."):
+                raise ValueError(
+                    f"a task's name is also that of a file, so it holds no '/' and no leading dot; got {name!r}."
+                )
         for name, settings in self.tasks.items():
             for protocol, more in self.protocols.items():
                 if both := settings.keys() & more.keys():
@@ -134,7 +232,33 @@ class Plan(BaseModel):
             RecipeError: an unknown setting, or one out of range.
         """
         where = f"task {task!r} with protocol {protocol!r}"
-        return validated(DataSettings, {**self.tasks[task], **self.protocols[protocol]}, where)
+        rows = {name: value for name, value in self.protocols[protocol].items() if name != "after"}
+        return validated(DataSettings, {**self.tasks[task], **rows}, where)
+
+    def after(self, protocol: str) -> DataSettings | None:
+        """The rows on which every recipe trains first under a protocol, if it says so.
+
+        Args:
+            protocol: its name in the plan.
+        Raises:
+            RecipeError: an unknown setting, or one out of range.
+        """
+        first = self.protocols[protocol].get("after")
+        return None if first is None else validated(DataSettings, first, f"after of protocol {protocol!r}")
+
+    def config(self, task: str, protocol: str, recipe: Recipe, seed: int) -> RunConfig:
+        """One run, at equal steps.
+
+        Args:
+            task: its name in the plan.
+            protocol: its name in the plan.
+            recipe: what is tried.
+            seed: of all its random streams.
+        Raises:
+            RecipeError: a setting cannot be used.
+        """
+        data, first = self.data(task, protocol), self.after(protocol)
+        return RunConfig(data=data, model=self.model, recipe=recipe, run=self.run, seed=seed, after=first)
 
     def cells(self, steps: "dict[tuple[str, str, str], int] | None" = None) -> list[Cell]:
         """Every run, seeds outermost, so that an unfinished study is a smaller one.
@@ -150,14 +274,12 @@ class Plan(BaseModel):
         for seed in self.seed_list:
             for task in self.tasks:
                 for protocol in self.protocols:
-                    data = self.data(task, protocol)
                     for budget in budgets.get(self.budget, ["steps", "compute"]):
                         for recipe, role in arms:
-                            run = self.run
+                            config = self.config(task, protocol, recipe, seed)
                             if budget == "compute":
                                 assert steps is not None
-                                run = run.model_copy(update={"steps": steps[task, protocol, recipe.name]})
-                            config = RunConfig(data=data, model=self.model, recipe=recipe, run=run, seed=seed)
+                                config = config.with_run_setting("steps", steps[task, protocol, recipe.name])
                             cell = Cell(
                                 task=task,
                                 protocol=protocol,

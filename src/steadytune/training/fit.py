@@ -19,12 +19,13 @@ from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 from steadytune.data.batching import ClassBalancedBatches, LengthGroupedBatches
 from steadytune.encoders.families import describe
 from steadytune.functional import keyed_seed
-from steadytune.recipes import RunConfig, RunSettings, load_run, save_run
+from steadytune.recipes import RunConfig, RunSettings, load_run, protocol_hash, save_run
 from steadytune.records import Cost, RunRecord, config_hash, write_json, write_pooled, write_predictions, write_record
 from steadytune.training import surroundings
 from steadytune.training.checkpoints import last_complete_checkpoint
 from steadytune.training.export import export_model
 from steadytune.training.inference import predict_logits, predict_with_pooled
+from steadytune.training.layers import measured_layers, shown_tokens
 from steadytune.training.loading import RunError, revision
 from steadytune.training.prepare import Prepared, methods_of, prepare
 from steadytune.training.trainer import RegularizedTrainer
@@ -63,6 +64,8 @@ def fit(
     export: bool = True,
     pooled: bool = False,
     splits: Sequence[str] = ("dev", "test"),
+    start: Path | None = None,
+    layers: bool = False,
 ) -> RunRecord:
     """Train, evaluate and save one run; a run that was killed goes on from its last complete checkpoint.
 
@@ -74,6 +77,9 @@ def fit(
         export: save the model.
         pooled: save the vectors that enter the label map, of at most 500 test rows.
         splits: what the trained model is scored on; a run that helps to choose settings leaves "test" closed.
+        start: folder of the finished run that `config.after` asks for; by default it is run first, in `output/first`.
+        layers: also measure what happens inside the trained model, if it is scored on "test": `layers.json`, and
+            `layers_tokens.json` with the texts of the rows that it shows.
     Returns:
         The record; its status is "failed" if training diverged.
     Raises:
@@ -82,9 +88,11 @@ def fit(
         MethodError: a method cannot act here.
     """
     checkpoint = _open_output(config, output)
+    if config.after is not None and start is None:
+        start = _first_run(config, output, watch)
     watch(Progress("data"))
     with _no_empty_folders(output):
-        ready = prepare(config)
+        ready = prepare(config, start)
         inputs = _inputs(ready)
         if checkpoint is not None:
             _check_unchanged(output, inputs)
@@ -108,8 +116,21 @@ def fit(
         if vectors is not None:
             rows = ready.rows["test"].first(_POOLED_ROWS)
             write_pooled(output / "pooled.parquet", rows.ids, rows.labels, vectors[:_POOLED_ROWS])
+        if layers and "test" in logits and record.status == "done":
+            _write_layers(output, config, ready, trainer)
         _write(output, record, ready, logits, export)
     return record
+
+
+def _first_run(config: RunConfig, output: Path, watch: Watch) -> Path:
+    """Folder of the run that comes before, which is done here unless it is there."""
+    folder = output / "first"
+    if not (folder / "record.json").exists():
+        prepare(config)  # what would be refused afterwards is refused now
+        output.mkdir(parents=True, exist_ok=True)
+        save_run(config, output / "run.yaml")
+        fit(config.first, folder, watch=watch)
+    return folder
 
 
 def _score(
@@ -293,6 +314,7 @@ def _record(
         metric=ready.task.metric,
         label_names=list(getattr(ready.task, "label_names", ())),
         data_fingerprints=inputs["data"],
+        protocol_hash=protocol_hash(config.data, inputs["data"]),
         data_rows={name: len(rows) for name, rows in splits.items()},
         data_notes=ready.notes,
         model_name=ready.source.name,
@@ -321,6 +343,12 @@ def _record(
         hardware=surroundings.hardware(),
         commit=surroundings.commit(),
     )
+
+
+def _write_layers(output: Path, config: RunConfig, ready: Prepared, trainer: RegularizedTrainer) -> None:
+    found = measured_layers(trainer.regularized_model, ready.rows, ready.collator, config.run.eval_batch_size)
+    write_json(output / "layers.json", found)
+    write_json(output / "layers_tokens.json", shown_tokens(found, ready.rows["test"], ready.tokenizer))
 
 
 def _write(output: Path, record: RunRecord, ready: Prepared, logits: dict[str, np.ndarray], export: bool) -> None:

@@ -1,12 +1,14 @@
 """What a run needs before its first step: rows, task, tokens, model."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from steadytune.data import Dataset, Selection, available_splits, corrupt, encode, load_dataset, select
 from steadytune.data.batching import Encoded, PaddingCollator
+from steadytune.data.checks import repeated_rows
 from steadytune.encoders.bundled import AFFECTED_SETS
 from steadytune.encoders.families import dropout_settings, longest_input
 from steadytune.functional import keyed_seed
@@ -116,11 +118,12 @@ def selection_of(config: RunConfig, dataset: Dataset) -> Selection:
     )
 
 
-def prepare(config: RunConfig) -> Prepared:
+def prepare(config: RunConfig, start: Path | None = None) -> Prepared:
     """Read and tokenize the rows of a run, and load its model.
 
     Args:
         config: the run.
+        start: folder of the finished run whose model this one starts from; by default the model that `config` names.
     Raises:
         RunError: the model cannot be had or does not fit.
         DataError: the data cannot be used.
@@ -128,7 +131,7 @@ def prepare(config: RunConfig) -> Prepared:
     dataset = dataset_of(config)
     selection = selection_of(config, dataset)
     task = task_of(dataset.task, dataset.label_names, dataset.metric)
-    found = locate_model(config.model)
+    found = locate_model(config.model if start is None else str(start))
     tokenizer = load_tokenizer(found)
     limit = longest_input(load_config(found))
     if limit is not None and config.run.max_length > limit:
@@ -146,8 +149,19 @@ def prepare(config: RunConfig) -> Prepared:
             notes.append(f"split {name!r}: {split.truncated_rows} rows cut to {config.run.max_length} tokens")
     if config.model == "bundled" and dataset.name in AFFECTED_SETS:
         notes.append(f"the bundled encoder has met texts of {dataset.name} in its own training")
+    if start is not None:
+        found = replace(found, name=f"{locate_model(config.model).name} after {config.first.data.source}")
+        notes += _met_before(config, selection)
     collator = PaddingCollator(tokenizer, task.label_dtype)
     return Prepared(task, dataset, selection, tokenizer, model, found, rows, collator, notes)
+
+
+def _met_before(config: RunConfig, selection: Selection) -> list[str]:
+    """What the model has trained on before, and how much of it is asked again."""
+    first = selection_of(config.first, dataset_of(config.first)).train
+    known = repeated_rows(selection.test, first)
+    note = f"the model was trained before on {len(first)} rows of {config.first.data.source}"
+    return [note, f"{known} test rows stand among those, but for case and white space"] if known else [note]
 
 
 def _splits(config: RunConfig) -> list[str] | None:

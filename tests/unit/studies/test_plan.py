@@ -1,11 +1,12 @@
 """A plan: which cells it stands for, and what it refuses."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from steadytune.recipes.recipe import RecipeError, load_recipe, validated
-from steadytune.studies.plan import Plan, controls_of
+from steadytune.studies.plan import Plan, controls_of, dump_plan, load_plan
 
 TINY: dict[str, Any] = {"tasks": {"sample": {"source": "sample"}}, "recipes": ["plain", "scl"], "seeds": 2}
 
@@ -80,6 +81,26 @@ def test_both_budgets_are_both_cells() -> None:
             {"run": {"steps": 9}, "budget": "both"},
             "run.steps fixes the steps of every recipe; use budget: equal-steps with it.",
         ),
+        ({"search": {"trials": 3}}, "search.space is missing; add it."),
+        ({"search": {"trails": 3, "space": {"a": [1]}}}, "unknown entry search.trails; did you mean 'trials'?"),
+        ({"search": {"trials": 0, "space": {"a": [1]}}}, "search.trials must be greater than or equal to 1; got 0."),
+        ({"search": {"space": {}}}, "search.space must say what at least one setting may be; got {}."),
+        ({"search": {"space": {"a": 3}}}, "search.space.a must be a list of values, or have a low and a high; got 3."),
+        ({"search": {"space": {"a": [1, 1]}}}, "search.space.a must list at least one value, each once; got [1, 1]."),
+        ({"search": {"space": {"a": {"low": 1}}}}, "search.space.a.high is missing; add it."),
+        ({"search": {"space": {"a": {"low": 2, "high": 1}}}}, "search.space.a must have low < high; got 2 and 1."),
+        (
+            {"search": {"space": {"a": {"low": 0, "high": 1, "log": True}}}},
+            "search.space.a must have 0 < low < high with log: true; got 0 and 1.",
+        ),
+        (
+            {"search": {"space": {"a": [1]}, "seeds": [1, 1]}},
+            "search.seeds must be a list of different numbers from 0 to 2147483647; got [1, 1].",
+        ),
+        (
+            {"search": {"space": {"a": [1]}, "seeds": [1000, 1]}},
+            "search.seeds must not be final seeds; got 1 in both.",
+        ),
         (
             {"tasks": {"a": {"source": "sample", "k_shot": 2}}, "protocols": {"few": {"k_shot": 1}}},
             "task 'a' and protocol 'few' both set k_shot.",
@@ -95,3 +116,10 @@ def test_a_contradiction_is_refused(changes: dict[str, Any], sentence: str) -> N
 def test_an_unknown_recipe_is_refused_before_anything_runs() -> None:
     with pytest.raises(RecipeError, match="did you mean 'scl'"):
         plan(recipes=["plain", "slc"]).cells()
+
+
+def test_a_plan_with_a_search_survives_its_file(tmp_path: Path) -> None:
+    space = {"run.learning_rate": {"low": 1e-5, "high": 3e-4, "log": True}, "scl.weight": [0.1, 0.5]}
+    before = plan(search={"trials": 3, "space": space})
+    (tmp_path / "plan.yaml").write_text(dump_plan(before), encoding="utf-8")
+    assert load_plan(tmp_path / "plan.yaml") == before
