@@ -25,14 +25,14 @@ def seeds_section(study: Study) -> Section:
             return [Words(["No run here has a test score."])]
         title = f"Test score of every seed, {place.title}"
         figure = seed_figure(
-            [Dots(arm.title, styles[arm], found) for arm, found in scores.items()],
+            [Dots(arm.recipe, styles[arm], found) for arm, found in scores.items()],
             unit(study, place),
             key=figure_key("seeds", study, place),
             title=title,
         )
         seeds = sorted({seed for arm in scores for seed in study.seeds(place, arm)})
         cells: list[list[Value]] = [[seed, *(found.get(seed) for found in scores.values())] for seed in seeds]
-        heads = columns("seed", *(arm.title for arm in scores))
+        heads = columns("seed", *(arm.recipe for arm in scores))
         sheet = Sheet("seeds", unit(study, place), heads, cells, place, filed=False)
         caption = "A point is one seed, at the same height in each row; a stroke is the mean."
         return [Drawings([Drawing(figure, caption)]), sheet]
@@ -72,7 +72,7 @@ def differences_section(study: Study) -> Section:
             if paired is not None and paired.mean is not None:
                 ends = paired.interval
                 scaled = None if ends is None else Interval(POINTS * ends.low, POINTS * ends.high)
-                spans.append(Span(row.arm.title, styles[row.arm], POINTS * paired.mean, scaled))
+                spans.append(Span(row.arm.recipe, styles[row.arm], POINTS * paired.mean, scaled))
         if not spans:
             return [Words(["No recipe here shares a finished seed with the baseline."])]
         key, title = figure_key("differences", study, place), f"Mean difference to the baseline, {place.title}"
@@ -113,7 +113,7 @@ def cost_section(study: Study) -> Section:
         ]
         key, title = figure_key("cost", study, place), f"Score against pass units, {place.title}"
         figure = cost_figure(points, unit(study, place), key=key, title=title)
-        legend = [(row.arm.title, styles[row.arm]) for row in rows]
+        legend = [(row.arm.recipe, styles[row.arm]) for row in rows]
         sheet = Sheet("cost", "Cost of one run, mean over its seeds", heads, cells, place)
         return [Drawings([Drawing(figure, "Mean ± sd over the seeds.")], legend), sheet]
 

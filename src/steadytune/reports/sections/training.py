@@ -100,7 +100,7 @@ def layers_section(study: Study, *, publish: bool = False) -> Section | None:
             if curves:
                 key = figure_key("layers", study, place, index)
                 figures.append(Drawing(curve_figure(curves, "layer", key=key, title=title)))
-        made: list[Block] = [Drawings(figures, [(arm.title, styles[arm]) for arm in own])] if figures else []
+        made: list[Block] = [Drawings(figures, [(arm.recipe, styles[arm]) for arm in own])] if figures else []
         maps = [
             drawing
             for number, (arm, layers) in enumerate(own.items())
@@ -158,7 +158,7 @@ def _histories(study: Study, id: str, title: str, lead: str, *, losses: bool) ->
                 groups.setdefault(group, []).append(Drawing(svg))
                 shown.setdefault(group, set()).update(curve.look for curve in curves)
         return [
-            Drawings(figures, [(arm.title, styles[arm]) for arm in histories if styles[arm] in shown[group]], group)
+            Drawings(figures, [(arm.recipe, styles[arm]) for arm in histories if styles[arm] in shown[group]], group)
             for group, figures in groups.items()
         ] or [Words(["No run here logged any."])]
 
