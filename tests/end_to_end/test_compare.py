@@ -106,14 +106,60 @@ def test_another_plan_in_the_same_folder_is_refused(workplace: Path, run: Run) -
     assert (done.code, "holds another plan" in done.err) == (2, True)
 
 
+def test_a_changed_recipe_file_gives_new_runs_and_the_old_ones_are_left_out(workplace: Path, run: Run) -> None:
+    Path("mine.yaml").write_text("name: mine\nmethods: {scl: {weight: 0.1}}\n")
+    words = SHORT + " --recipes plain,mine.yaml --seeds 1 --json -o out"
+    run(words)
+    before = scores(Path("out"))
+    Path("mine.yaml").write_text("name: mine\nmethods: {scl: {weight: 0.6}}\n")
+    (table,) = json.loads(run(words).out)["tables"]
+    (new,) = scores(Path("out")).keys() - before.keys()
+    (mine,) = (arm for arm in table["arms"] if arm["recipe"] == "mine")
+    assert mine["scores"] == {"0": scores(Path("out"))[new]["test"]["accuracy"]}
+    assert "1 records belong to no planned run" in Path("out/report.html").read_text()
+
+
+def test_data_that_changed_since_are_refused(workplace: Path, run: Run) -> None:
+    Path("own").mkdir()
+    rows = Path("reviews.csv").read_text().splitlines(keepends=True)
+    Path("own/train.csv").write_text("".join(rows[:40]))
+    Path("own/test.csv").write_text("".join([rows[0], *rows[40:]]))
+    words = "compare own" + SHORT.removeprefix("compare reviews.csv") + " --recipes plain,scl --seeds 1 -o out"
+    assert run(words).code == 0
+    Path("own/test.csv").write_text("".join([rows[0], *rows[44:]]))
+    done = run(words)
+    assert done.code == 2
+    assert "the rows of 'own', 'eval_rows 8' are not those of the runs on record in out" in done.err
+
+
+def test_two_recipes_of_one_name_are_refused(workplace: Path, run: Run) -> None:
+    Path("mine.yaml").write_text("name: scl\nmethods: {scl: {weight: 0.6}}\n")
+    done = run(SHORT + " --recipes plain,scl,mine.yaml --seeds 1 -o out")
+    assert done.code == 2 and "have the name 'scl'; rename one." in done.err
+
+
+def test_a_baseline_may_have_controls_of_its_own(workplace: Path, run: Run) -> None:
+    assert run(SHORT + " --recipes hype,scl --seeds 1 --controls -o out").code == 0
+
+
+def test_under_a_launcher_of_several_processes_it_refuses(
+    workplace: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    done = run(SHORT + " --recipes plain,scl --seeds 1 -o out")
+    assert done.code == 2 and "start it without a launcher" in done.err
+
+
 def test_killed_at_any_moment_it_ends_with_the_same_records(workplace: Path, run: Run) -> None:
     words = SHORT + " --recipes plain,scl,hype --seeds 2"
     run(words + " -o unbroken")
     command = [sys.executable, "-m", "steadytune", *words.split(), "-o", "killed"]
-    for seconds in (9.0, 11.0):  # one in the set-up or the first runs, one later
+    for finished in (1, 4):  # in the run after the first, and late, with a record that was there before the start
         with subprocess.Popen(command, stdout=-3, stderr=-3, start_new_session=True) as process:
-            time.sleep(seconds)
+            while len(scores(Path("killed"))) < finished and process.poll() is None:
+                time.sleep(0.05)
             os.killpg(process.pid, signal.SIGKILL)
+        assert len(scores(Path("killed"))) < 6
     assert run(words + " -o killed").code == 0
     assert scores(Path("killed")) == scores(Path("unbroken"))
 

@@ -208,17 +208,6 @@ def test_ray_leaves_the_same_records(unbroken: Path, run: Run) -> None:
     assert outcomes(Path("ray")) == outcomes(unbroken)
 
 
-def test_a_recipe_that_no_entry_concerns_runs_no_trials_and_says_so(run: Run) -> None:
-    write_plan(search={"trials": 1, "space": {"scl.weight": [0.1]}})
-    done = run("study plan.yaml -o partly")
-    assert "no entry of search.space concerns plain: it runs no trials and keeps its settings." in done.err
-    assert sorted((record["cell"]["recipe"], record["cell"]["role"]) for record in raw(Path("partly")).values()) == [
-        ("plain", "baseline"),
-        ("scl", "recipe"),
-        ("scl", "trial"),
-    ]
-
-
 def test_if_all_trials_fail_the_final_runs_fail_and_say_why(run: Run) -> None:
     write_plan(recipes=["plain"], search={"trials": 2, "space": {"run.learning_rate": [1e30, 2e30]}})
     done = run("study plan.yaml -o failing")
@@ -256,6 +245,10 @@ def test_without_a_search_a_plan_is_its_final_runs(run: Run) -> None:
             "plan.yaml: search.space.scl.wait, recipe 'scl': scl has no setting",
         ),
         ({"search": {"space": {"scl.weight": [0.1]}, "seeds": [0]}}, "plan.yaml: search.seeds must not be final seeds"),
+        (
+            {"search": {"space": {"scl.weight": [0.1]}}},
+            "plan.yaml: search.space concerns no setting of recipe 'plain', which would get no trials",
+        ),
         ({"recipes": ["plain", "own.yaml"]}, "plan.yaml: recipes[1]: the name 'plain' is that of recipes[0] too"),
     ],
 )

@@ -119,8 +119,8 @@ def test_cells_of_a_failed_first_run_fail_by_name(place: Path, tmp_path: Path) -
     store = open_store(study, tmp_path / "out")
     run_here(Agenda(study, {}, {}), store)
     assert {record.failure for record in store.records().values()} == {
-        "RunError: the run that this one starts from failed: training diverged: the trained model gives scores that "
-        "are not finite (execute.py)"
+        "the run that this one starts from failed: training diverged: the trained model gives scores that are not "
+        "finite"
     }
 
 

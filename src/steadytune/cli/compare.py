@@ -53,7 +53,7 @@ def compare(
     from steadytune.reports.verdict import verdict_tables
     from steadytune.studies import Plan
     from steadytune.studies.execute import prepare_store
-    from steadytune.studies.executors import Agenda, run_here
+    from steadytune.studies.executors import Agenda, records_of, run_here
     from steadytune.studies.outlook import look_ahead
 
     quiet_libraries()
@@ -88,10 +88,9 @@ def compare(
     store = prepare_store(plan, outlook, folder, options.command_line())
     agenda = Agenda.of(plan, outlook)
     if not as_json:
-        announce(plan, outlook, agenda.total, len(store.done()), final_seconds(plan, outlook))
-    run_here(agenda, store, watch=line_per_run(len(store.done())))
-    wanted_ids = {cell.id for cell in agenda.planned}
-    records = [record for cell, record in store.records().items() if cell in wanted_ids]
+        announce(plan, outlook, agenda.total, agenda.finished(store), final_seconds(plan, outlook))
+    run_here(agenda, store, watch=line_per_run(agenda.finished(store)))
+    records = records_of(agenda.planned, store)
     tables, page = verdict_tables(records), write_report(store.folder)
     if as_json:
         shown = [asdict(found) for found in tables]

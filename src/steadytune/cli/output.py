@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 if TYPE_CHECKING:
     from steadytune.training.fit import Progress as Moment
@@ -39,16 +40,17 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[object]], title: str |
         rows: cells; printed as they are, without markup.
         title: above it.
     """
-    shown = Table(title=title, title_justify="left", box=None, header_style="bold", pad_edge=False)
+    name = None if title is None else Text(title)
+    shown = Table(title=name, title_justify="left", box=None, header_style="bold", pad_edge=False)
     for column in columns:
-        shown.add_column(column, overflow="fold")
+        shown.add_column(Text(column), overflow="fold")
     for row in rows:
         shown.add_row(*(_plain(cell) for cell in row))
     return shown
 
 
-def _plain(cell: object) -> str:
-    return f"{cell:.4f}" if isinstance(cell, float) else str(cell).replace("[", "\\[")
+def _plain(cell: object) -> Text:
+    return Text(f"{cell:.4f}" if isinstance(cell, float) else str(cell))
 
 
 def score_table(scores: Mapping[str, Mapping[str, float | None]], rows: Mapping[str, int]) -> Table:

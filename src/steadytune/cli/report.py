@@ -16,7 +16,7 @@ def report(
 ) -> int:
     """Make the report of a study again: one page that opens in any browser, and its tables.
 
-    Writes `DIR/report.html` and `DIR/tables/`, from what is on record, and trains nothing.
+    Writes `DIR/report.html` (with --publish `DIR/published.html`) and `DIR/tables/`. Trains nothing.
 
     Example: `steadytune report runs/compare-sample`
     """

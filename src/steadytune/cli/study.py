@@ -1,6 +1,5 @@
 """`steadytune study`."""
 
-import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -57,6 +56,7 @@ def study(
     from steadytune.studies import executors
     from steadytune.studies.execute import prepare_store
     from steadytune.studies.outlook import look_ahead
+    from steadytune.studies.overview import name_final_runs
 
     quiet_libraries()
     if on_ray:
@@ -74,11 +74,10 @@ def study(
         _show_planned(rows, folder, as_json)
         return 0
     store = prepare_store(wanted, outlook, folder, options.command_line())
-    _say_unsearched(agenda)
     if not as_json:
         seconds = final_seconds(wanted, outlook) + sum(row.seconds for row in _planned_trials(agenda, outlook, {}))
-        announce(wanted, outlook, agenda.total, len(store.done()), seconds)
-    watch = line_per_run(len(store.done()))
+        announce(wanted, outlook, agenda.total, agenda.finished(store), seconds)
+    watch = line_per_run(agenda.finished(store))
     if on_ray:
         executors.run_on_ray(agenda, store, watch=watch, begin=quiet_libraries)
     elif workers > 1:
@@ -86,9 +85,11 @@ def study(
     else:
         executors.run_here(agenda, store, watch=watch)
     choices = agenda.choices(store)
-    records = _final_records(agenda, choices, store)
+    cells = agenda.final_cells(choices)
+    name_final_runs(store, cells)
+    records = executors.records_of(cells, store)
     tables, page = verdict_tables(records), write_report(store.folder)
-    left = len({cell.id for cell in agenda.planned}) - len(records)
+    left = len(agenda.planned) - len(records)
     if as_json:
         chosen = [_chosen_json(place, choice) for place, choice in choices.items()]
         shown = [asdict(found) for found in tables]
@@ -266,25 +267,6 @@ def _place(row: _Row) -> tuple[str, ...]:
 
 def _cost(row: _Row) -> tuple[str, str]:
     return f"{row.seconds:.0f}", f"{row.pass_units:.0f}"
-
-
-def _say_unsearched(agenda: "Agenda") -> None:
-    """Name the recipes that a search leaves as they are."""
-    searched = {chain.place[2] for chain in agenda.chains}
-    if agenda.plan.search is not None:
-        for recipe, _ in agenda.plan.arms():
-            if recipe.name not in searched:
-                logging.getLogger("steadytune").warning(
-                    "no entry of search.space concerns %s: it runs no trials and keeps its settings.", recipe.name
-                )
-
-
-def _final_records(agenda: "Agenda", choices: "Mapping[Place, Choice]", store: "StudyStore") -> "list[RunRecord]":
-    from steadytune.studies.executors import recorded
-
-    cells = {cell.id: cell for cell in agenda.final_cells(choices)}
-    found = (recorded(cell, store) for cell in cells.values())
-    return [record for record in found if record is not None]
 
 
 def _chosen_json(place: "Place", choice: "Choice") -> dict[str, Any]:

@@ -36,6 +36,10 @@ class Selection:
     test: Examples
     notes: tuple[str, ...]
 
+    def fingerprints(self) -> dict[str, str]:
+        """SHA-256 of the rows of "train", "dev" and "test"."""
+        return {name: getattr(self, name).fingerprint() for name in ("train", "dev", "test")}
+
 
 def take_rows(examples: Examples, n: int, seed: int) -> Examples:
     """n rows in total, stratified by class.

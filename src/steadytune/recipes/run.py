@@ -155,6 +155,14 @@ class RunConfig(BaseModel):
             raise ValueError(f"run.examples_per_class must be at most run.batch_size, {rows}; got {per_class}.")
         return self
 
+    def essence(self) -> dict[str, Any]:
+        """What a run does, as plain values: two runs with the same essence give the same scores.
+
+        A recipe's title and the origins of its values do not count, nor does a setting at its default, so that one
+        which a later version adds changes nothing.
+        """
+        return self.model_dump(mode="json", exclude_defaults=True, exclude={"recipe": {"title", "origin"}})
+
     @property
     def first(self) -> "RunConfig":
         """The run whose model this one starts from.

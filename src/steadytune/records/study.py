@@ -1,5 +1,6 @@
 """One folder that holds a study: its plan, a record per cell, and who works on what. Never imports torch."""
 
+import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -109,6 +110,19 @@ class StudyStore:
         self.folder.mkdir(parents=True, exist_ok=True)
         write_json(self.folder / "study.json", overview)
 
+    def read_overview(self) -> dict[str, Any]:
+        """What `write_overview` wrote.
+
+        Raises:
+            StoreError: it cannot be read.
+        """
+        path = self.folder / "study.json"
+        try:
+            found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            raise StoreError(f"{path} cannot be read; run the study's command again to write it anew.") from None
+        return found
+
     def write_texts(self, task: str, texts: Mapping[str, tuple[str, str]]) -> None:
         """Keep texts for a local report, where git does not see them: their licence may forbid to pass them on.
 
@@ -121,7 +135,7 @@ class StudyStore:
     def _local_texts(self) -> Path:
         """The folder of texts, which git does not see."""
         (self.folder / "texts").mkdir(parents=True, exist_ok=True)
-        (self.folder / ".gitignore").write_text("texts/\nwork/\nclaims/\nmodels/\n", encoding="utf-8")
+        (self.folder / ".gitignore").write_text("texts/\nwork/\nclaims/\nmodels/\nreport.html\n", encoding="utf-8")
         return self.folder / "texts"
 
     @contextmanager

@@ -39,13 +39,13 @@ def write_report(folder: Path, *, publish: bool = False) -> Path:
 
     Args:
         folder: of the study.
-        publish: leave out every text and token of the data, which may not be passed on.
+        publish: leave out every text and token of the data, which may not be passed on, and the folders of paths.
     Returns:
-        Where the page lies.
+        Where the page lies: `report.html`, or `published.html`.
     Raises:
         StoreError: there is no study in the folder, or a file of it cannot be read.
     """
-    study = read_study(folder)
+    study = read_study(folder).published() if publish else read_study(folder)
     sections = report_sections(study, publish=publish)
     sheets = joined([*(sheet for section in sections for sheet in section.sheets()), seed_sheet(study)])
     tables = folder / "tables"
@@ -57,7 +57,7 @@ def write_report(folder: Path, *, publish: bool = False) -> Path:
                 _write(path, text(sheets[name]))
             else:
                 path.unlink(missing_ok=True)  # of an earlier report: what it said is no longer so
-    page = folder / "report.html"
+    page = folder / ("published.html" if publish else "report.html")
     _write(page, _page(study, sections, publish))
     return page
 

@@ -1,8 +1,9 @@
 """A study's folder as a report reads it: what was planned, which runs are on record, and what they left."""
 
 import json
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +15,7 @@ import pyarrow.parquet as pq
 
 from steadytune.records import RunRecord, StoreError, StudyStore
 
+_FOLDERS = re.compile(r"""(?<![\w/.~])(?:~|\.{1,2})?/(?:[^\s/"'<>]+/)*(?=[^\s/"'<>])""")  # of a path, not of a hub name
 _ROLES = {"baseline": 0, "recipe": 1, "control": 2}
 
 
@@ -92,6 +94,7 @@ class Study:
         data: what is known of the rows, one mapping per task and protocol.
         runs: on record, by their place in the plan.
         trials: runs of searches, scored on dev alone.
+        stale: number of records that belong to no planned run, such as those of settings that were changed since.
     """
 
     folder: Path
@@ -104,6 +107,7 @@ class Study:
     data: tuple[Mapping[str, Any], ...]
     runs: Mapping[Cell, Run]
     trials: tuple[RunRecord, ...]
+    stale: int = 0
 
     @cached_property
     def places(self) -> tuple[Place, ...]:
@@ -225,6 +229,17 @@ class Study:
         path = self.folder / "texts" / f"{run.id}-tokens.json"
         return _read_json(path) if path.is_file() else {}
 
+    def published(self) -> "Study":
+        """This study without the folders of whoever made it: of a path only the last name stays."""
+        cleaned = json.loads(_without_folders(json.dumps(list(self.data), ensure_ascii=False)))
+        return replace(
+            self,
+            command=_without_folders(self.command),
+            plan=_without_folders(self.plan),
+            data=tuple(cleaned),
+            runs={cell: Run(run.id, _published(run.record)) for cell, run in self.runs.items()},
+        )
+
     def _table(self, path: Path) -> Any:
         if not path.is_file():
             return None
@@ -255,6 +270,11 @@ def read_study(folder: Path) -> Study:
         by_cell = [(_cell(record.cell or {}), Run(id, record)) for id, record in final.items()]
         by_cell.sort(key=lambda found: found[1].record.status == "done")  # of two records of a place, the good one
         found = dict(by_cell)
+        for cell in cells:
+            if cell.get("id") is not None:  # this very record: another one of the place is that of other settings
+                found.pop(_cell(cell), None)
+                if cell["id"] in final:
+                    found[_cell(cell)] = Run(cell["id"], final[cell["id"]])
         planned = [_cell(cell) for cell in cells] if listed else sorted(found)
         isolates = {str(cell["recipe"]): tuple(cell["isolates"]) for cell in cells if cell.get("isolates")}
     except (KeyError, TypeError, ValueError):
@@ -270,8 +290,22 @@ def read_study(folder: Path) -> Study:
         isolates=isolates,
         data=tuple(about.get("data", ())),
         runs={cell: found[cell] for cell in planned if cell in found},
+        stale=len(final.keys() - {run.id for run in found.values()}),
         trials=tuple(record for record in placed.values() if record.cell and record.cell["role"] == "trial"),
     )
+
+
+def _published(record: RunRecord) -> RunRecord:
+    said = {
+        "model_name": _without_folders(record.model_name),
+        "data_notes": [_without_folders(note) for note in record.data_notes],
+        "failure": None if record.failure is None else _without_folders(record.failure),
+    }
+    return record.model_copy(update=said)
+
+
+def _without_folders(text: str) -> str:
+    return _FOLDERS.sub("", text)
 
 
 def _cell(values: Mapping[str, Any]) -> Cell:

@@ -137,7 +137,8 @@ def latex(sheet: Sheet) -> str:
     """
     kinds = "".join("r" if number else "l" for number in sheet.numbers)
     head = " & ".join(_latex_text(column.title) for column in sheet.columns)
-    body = "".join(" & ".join(_latex_text(text) for text, _ in row) + r" \\" + "\n" for row in sheet.body())
+    # "{}" keeps a row that begins with "[" or "*" from being read as an argument of the line before
+    body = "".join("{}" + " & ".join(_latex_text(text) for text, _ in row) + r" \\" + "\n" for row in sheet.body())
     return (
         f"% {' '.join(sheet.title.split())}; \\usepackage{{booktabs}}\n\\begin{{tabular}}{{{kinds}}}\n\\toprule\n"
         f"{head} \\\\\n\\midrule\n{body}\\bottomrule\n\\end{{tabular}}\n"
@@ -159,7 +160,7 @@ def comma_separated(sheet: Sheet) -> str:
         [f"{column.title}, low", f"{column.title}, high"] if two else [column.title]
         for column, two in zip(sheet.columns, wide, strict=True)
     ]
-    writer.writerow([part for parts in heads for part in parts])
+    writer.writerow([_unspoken(part) for parts in heads for part in parts])
     for row in sheet.rows:
         cells = [_csv_cells(value, 2 if two else 1) for value, two in zip(row, wide, strict=True)]
         writer.writerow([part for parts in cells for part in parts])
@@ -170,9 +171,13 @@ def _csv_cells(value: Value, width: int) -> list[str]:
     if isinstance(value, tuple):
         return [f"{part:.6g}" for part in value]
     if isinstance(value, str):
-        return [f"'{value}" if value[:1] in tuple("=+-@\t\r") else value, *[""] * (width - 1)]
+        return [_unspoken(value), *[""] * (width - 1)]
     empty = value is None or (isinstance(value, float) and not math.isfinite(value))
     return ["" if empty else f"{value:.6g}" if isinstance(value, float) else str(value), *[""] * (width - 1)]
+
+
+def _unspoken(text: str) -> str:
+    return f"'{text}" if text[:1] in tuple("=+-@\t\r") else text
 
 
 def _markdown_text(text: str) -> str:

@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from steadytune.records import RunRecord
 from steadytune.reports.statistics import PairedComparison, Verdict, mean_and_sd, paired_comparison, verdicts
@@ -58,23 +59,31 @@ class Table:
     arms: tuple[Arm, ...]
 
 
-def verdict_tables(records: Iterable[RunRecord]) -> list[Table]:
+def verdict_tables(records: Iterable[RunRecord], planned: Iterable[Mapping[str, Any]] = ()) -> list[Table]:
     """One table per task, protocol and budget.
 
     Args:
         records: of a study, in any order; those without a place in one, and trials of a search, are left out.
+        planned: places like `RunRecord.cell`; a recipe of theirs without a record counts in the correction.
     Returns:
         Tables in order of task, protocol and budget; a place without a baseline has no verdicts.
 
     Source: paired t-tests with Holm's correction over the recipes that are no control.
     """
     places: dict[Place, dict[tuple[str, str], list[RunRecord]]] = defaultdict(lambda: defaultdict(list))
+    for cell in planned:
+        place, arm = _whose(cell)
+        places[place].setdefault(arm, [])
     for record in records:
         if record.cell is not None and record.cell["role"] in _ORDER:
-            cell = {name: str(value) for name, value in record.cell.items()}
-            place = (cell["task"], cell["protocol"], cell["budget"])
-            places[place][cell["role"], cell["recipe"]].append(record)
+            place, arm = _whose(record.cell)
+            places[place][arm].append(record)
     return [_table(place, arms) for place, arms in sorted(places.items())]
+
+
+def _whose(cell: Mapping[str, Any]) -> tuple[Place, tuple[str, str]]:
+    """Place and arm of a run."""
+    return (str(cell["task"]), str(cell["protocol"]), str(cell["budget"])), (str(cell["role"]), str(cell["recipe"]))
 
 
 def _table(place: Place, runs: Mapping[tuple[str, str], list[RunRecord]]) -> Table:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from steadytune.recipes import RunConfig
-from steadytune.records import RunRecord, StudyStore, read_record
+from steadytune.records import RunRecord, StoreError, StudyStore, read_record
 from steadytune.records.store import written_aside
 from steadytune.studies.outlook import Outlook
 from steadytune.studies.overview import write_overview
@@ -18,6 +18,10 @@ from steadytune.training.fit import Progress, fit
 from steadytune.training.loading import RunError
 
 logger = logging.getLogger("steadytune")
+
+
+class FirstRunFailed(Exception):
+    """The run whose model another one starts from came to nothing."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +59,7 @@ def open_store(plan: Plan, folder: Path) -> StudyStore:
     if path.exists():
         if load_plan(path) != plan:
             raise PlanError(f"--output {folder} holds another plan; repeat its settings or name another folder.")
-    elif folder.exists() and any(folder.iterdir()):
+    elif folder.exists() and any(not path.name.startswith(".") for path in folder.iterdir()):
         raise PlanError(f"--output {folder} is not empty and holds no study; name another folder.")
     else:
         folder.mkdir(parents=True, exist_ok=True)
@@ -76,8 +80,27 @@ def prepare_store(plan: Plan, outlook: Outlook, folder: Path, command: str) -> S
         PlanError: the folder holds something else.
     """
     store = open_store(plan, folder)
+    _check_inputs(store, outlook)
     write_overview(store, plan, outlook, command)
     return store
+
+
+def _check_inputs(store: StudyStore, outlook: Outlook) -> None:
+    """Runs on other rows, or from other weights, are no pairs."""
+    for record in store.records().values():
+        cell = record.cell or {}
+        rows = outlook.fingerprints.get((str(cell.get("task")), str(cell.get("protocol"))), {})
+        expected = rows.get(int(cell.get("seed", -1)))
+        if record.status == "failed" or cell.get("role") == "trial" or expected is None:
+            continue
+        changed = "rows" if record.data_fingerprints != expected else ""
+        if record.config.get("after") is None and record.model_revision != outlook.model_revision:
+            changed = "model's weights"
+        if changed:
+            raise PlanError(
+                f"the {changed} of {cell['task']!r}, {cell['protocol']!r} are not those of the runs on record in "
+                f"{store.folder}; put them back, or name another folder."
+            )
 
 
 def run_if_open(cell: Cell, store: StudyStore, done: Callable[[], int], total: int, watch: Watch) -> bool:
@@ -110,6 +133,9 @@ def run_cell(cell: Cell, store: StudyStore, watch: Callable[[Progress], None]) -
         cell: what to run.
         store: where its work lies.
         watch: told about progress.
+    Raises:
+        RunError: its folder or its inputs were changed; nothing is lost, and the run goes on when they are put back.
+        OSError: the machine; nothing is lost.
     """
     work = store.work_folder(cell.id)
     if (work / "record.json").exists():  # finished, and interrupted before it was put away
@@ -118,10 +144,15 @@ def run_cell(cell: Cell, store: StudyStore, watch: Callable[[Progress], None]) -
     splits = ("dev", "test") if final else ("dev",)  # what helps to choose settings leaves the test rows closed
     try:
         start = None if cell.config.after is None else first_run(cell.config, store, watch)
+    except FirstRunFailed as reason:
+        return failed_record(cell, str(reason))
+    try:
         layers = final and _wants_layers(cell, store)
         record = fit(
             cell.config, work, watch=watch, export=False, pooled=final, splits=splits, start=start, layers=layers
         )
+    except (OSError, MemoryError, RunError, StoreError):  # of the machine or the folder, which somebody can mend
+        raise
     except Exception as error:  # noqa: BLE001 - a failed run is a result: it must not vanish, nor stop the others
         logger.warning("%s, seed %s failed: %s", cell.recipe, cell.config.seed, error)
         last = traceback.extract_tb(error.__traceback__)[-1]
@@ -147,7 +178,7 @@ def first_run(config: RunConfig, store: StudyStore, watch: Callable[[Progress], 
         store: where it lies.
         watch: told about progress.
     Raises:
-        RunError: it failed.
+        FirstRunFailed: it did.
     """
     name = run_hash(config.first)
     folder = store.model_folder(name)
@@ -159,7 +190,7 @@ def first_run(config: RunConfig, store: StudyStore, watch: Callable[[Progress], 
         if record is None:
             record = fit(config.first, folder, watch=watch, splits=("dev",))
         if failure := record.failure:
-            raise RunError(f"the run that this one starts from failed: {failure}")
+            raise FirstRunFailed(f"the run that this one starts from failed: {failure}")
     return folder
 
 

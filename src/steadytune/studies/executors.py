@@ -5,7 +5,7 @@ import multiprocessing
 import os
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from multiprocessing.connection import wait
@@ -71,6 +71,16 @@ class Agenda:
         trials = sum(chain.search.trials * len(chain.search.seeds) for chain in self.chains)
         return trials + len({cell.id for cell in self.planned})
 
+    def finished(self, store: StudyStore) -> int:
+        """Number of its runs that have a record; while settings are searched, at most as many as it has.
+
+        Args:
+            store: of the study.
+        """
+        if self.chains:
+            return min(len(store.done()), self.total)
+        return len({cell.id for cell in self.planned} & store.done())
+
     def final_cells(self, choices: Mapping[Place, Choice]) -> list[Cell]:
         """The final runs whose settings are known.
 
@@ -111,6 +121,17 @@ def recorded(cell: Cell, store: StudyStore) -> RunRecord | None:
     return read_record(path) if path.exists() else None
 
 
+def records_of(cells: Iterable[Cell], store: StudyStore) -> list[RunRecord]:
+    """The records of these runs, each with the run's own place: two places of a plan may share a run.
+
+    Args:
+        cells: the runs; those without a record are left out.
+        store: of the study.
+    """
+    found = ((cell, recorded(cell, store)) for cell in cells)
+    return [record.model_copy(update={"cell": cell.place()}) for cell, record in found if record is not None]
+
+
 def run_here(agenda: Agenda, store: StudyStore, *, watch: Watch = lambda moment: None) -> None:
     """Run a study in this process, until every run has a record; waits for those that other processes work on.
 
@@ -127,7 +148,7 @@ def run_here(agenda: Agenda, store: StudyStore, *, watch: Watch = lambda moment:
                 choices[chain.place], ran = choice, True
         cells = agenda.final_cells(choices)
         for cell in cells:
-            ran |= run_if_open(cell, store, lambda: len(store.done()), agenda.total, watch)
+            ran |= run_if_open(cell, store, lambda: agenda.finished(store), agenda.total, watch)
         if len(choices) == len(agenda.chains) and {cell.id for cell in cells} <= store.done():
             store.drop_models()
             return
@@ -157,7 +178,7 @@ def run_in_processes(
     context = multiprocessing.get_context("spawn")  # a forked process could neither use a GPU nor the parent's threads
     threads = max(1, torch.get_num_threads() // workers)
     crew = [context.Process(target=_work, args=(agenda, store.folder, threads, begin)) for _ in range(workers)]
-    done, alive = len(store.done()), dict(enumerate(crew, start=1))
+    done, alive = agenda.finished(store), dict(enumerate(crew, start=1))
     try:
         for process in crew:
             process.start()
@@ -168,7 +189,7 @@ def run_in_processes(
                     del alive[number]
                     if process.exitcode:
                         logger.warning("worker %d %s; %d go on.", number, _ending(process.exitcode), len(alive))
-            if (now := len(store.done())) > done:
+            if (now := agenda.finished(store)) > done:
                 done = now
                 watch(Moment(done, agenda.total))
     finally:
@@ -192,6 +213,9 @@ def _work(agenda: Agenda, folder: Path, threads: int, begin: Begin) -> None:
         run_here(agenda, StudyStore(folder), watch=watch)
     except KeyboardInterrupt:
         raise SystemExit(130) from None
+    except (OSError, ValueError) as error:  # what somebody can mend: a sentence, not a traceback
+        logger.error("%s", error)
+        raise SystemExit(2) from None
 
 
 def _ending(code: int) -> str:
@@ -251,7 +275,7 @@ def _drive(ray: Any, agenda: Agenda, store: StudyStore, watch: Watch, begin: Beg
                 choices[what.place] = result
         if (now := store.done()) > done:
             done = now
-            watch(Moment(len(done), agenda.total))
+            watch(Moment(agenda.finished(store), agenda.total))
 
 
 def _settle_there(chain: Chain, folder: Path, directory: Path, begin: Begin) -> Choice:

@@ -1,6 +1,7 @@
 """What a study will do, before it does it: steps, pass units, time, refusals, and what the data look like."""
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,7 @@ from steadytune.recipes import RunConfig
 from steadytune.studies.plan import Plan, PlanError
 from steadytune.training.diagnosis import Trial
 from steadytune.training.fit import planned_steps
+from steadytune.training.loading import revision
 from steadytune.training.prepare import Prepared, dataset_of, methods_of, prepare, selection_of
 
 _PLAIN_UNITS = 3.0
@@ -31,6 +33,8 @@ class Outlook:
         equal_compute_seconds: the same at equal pass units.
         data: what the data look like, by task and protocol.
         scored: text and second text ("" without one) of the test rows of all seeds, by task and row id.
+        fingerprints: of the rows of each split, by task, protocol and seed.
+        model_revision: of the plan's model.
     """
 
     steps: Mapping[Place, int]
@@ -40,6 +44,8 @@ class Outlook:
     equal_compute_seconds: Mapping[Place, float]
     data: Mapping[tuple[str, str], DataReport]
     scored: Mapping[str, Mapping[str, tuple[str, str]]]
+    fingerprints: Mapping[tuple[str, str], Mapping[int, Mapping[str, str]]]
+    model_revision: str
 
 
 def look_ahead(plan: Plan) -> Outlook:
@@ -48,10 +54,12 @@ def look_ahead(plan: Plan) -> Outlook:
     Args:
         plan: what will run.
     Raises:
-        PlanError: a recipe cannot act on a task; the sentence names both.
+        PlanError: a recipe cannot act on a task; the sentence names both. Or one of several processes of a launcher.
         DataError: the data cannot be used.
         RunError: the model cannot be had.
     """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise PlanError("a study divides its runs by itself; start it without a launcher, with --workers or --ray.")
     steps: dict[Place, int] = {}
     fair: dict[Place, int] = {}
     units: dict[Place, float] = {}
@@ -59,6 +67,8 @@ def look_ahead(plan: Plan) -> Outlook:
     fair_seconds: dict[Place, float] = {}
     data = {}
     scored: dict[str, dict[str, tuple[str, str]]] = {}
+    prints: dict[tuple[str, str], dict[int, dict[str, str]]] = {}
+    model = ""
     for task in plan.tasks:
         for protocol in plan.protocols:
             places = []
@@ -67,7 +77,9 @@ def look_ahead(plan: Plan) -> Outlook:
                 ready = prepare(config)
                 if (task, protocol) not in data:
                     data[task, protocol] = data_report(ready.dataset, ready.selection)
-                    scored.setdefault(task, {}).update(_scored(config, ready.dataset, plan.seed_list))
+                    prints[task, protocol], texts = _rows_of_seeds(config, ready.dataset, plan.seed_list)
+                    scored.setdefault(task, {}).update(texts)
+                    model = revision(ready.source, ready.model.config)
                     plain = Trial(ready.model, (), _batch(ready, config), ready.task)
                     plain.seconds()
                     plain_seconds = plain.seconds()
@@ -85,7 +97,7 @@ def look_ahead(plan: Plan) -> Outlook:
                 fixed = _OVERHEAD_SECONDS + evaluated * plain_seconds
                 seconds[place] = (steps[place] + before) * own + fixed
                 fair_seconds[place] = (fair[place] + before) * own + fixed
-    return Outlook(steps, fair, units, seconds, fair_seconds, data, scored)
+    return Outlook(steps, fair, units, seconds, fair_seconds, data, scored, prints, model)
 
 
 def _steps_before(config: RunConfig) -> int:
@@ -96,13 +108,18 @@ def _steps_before(config: RunConfig) -> int:
     return planned_steps(config.run, math.ceil(len(rows) / config.run.batch_size))
 
 
-def _scored(config: RunConfig, dataset: Dataset, seeds: Sequence[int]) -> dict[str, tuple[str, str]]:
-    """The texts of the test rows, which may differ from seed to seed."""
-    found: dict[str, tuple[str, str]] = {}
+def _rows_of_seeds(
+    config: RunConfig, dataset: Dataset, seeds: Sequence[int]
+) -> tuple[dict[int, dict[str, str]], dict[str, tuple[str, str]]]:
+    """Fingerprints of the rows by seed, and the texts of all test rows, which may differ from seed to seed."""
+    prints: dict[int, dict[str, str]] = {}
+    texts: dict[str, tuple[str, str]] = {}
     for seed in seeds:
-        rows = selection_of(config.model_copy(update={"seed": seed}), dataset).test
-        found.update(zip(rows.ids, zip(rows.texts, rows.pairs or [""] * len(rows), strict=True), strict=True))
-    return found
+        rows = selection_of(config.model_copy(update={"seed": seed}), dataset)
+        prints[seed] = rows.fingerprints()
+        test = rows.test
+        texts.update(zip(test.ids, zip(test.texts, test.pairs or [""] * len(test), strict=True), strict=True))
+    return prints, texts
 
 
 def _batch(ready: Prepared, config: RunConfig) -> dict[str, Any]:

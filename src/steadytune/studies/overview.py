@@ -1,10 +1,13 @@
 """What a study's folder says about the study itself, beside its records; a report needs nothing else."""
 
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+from steadytune.recipes import Recipe, load_recipe
 from steadytune.records import StudyStore
 from steadytune.studies.outlook import Outlook
-from steadytune.studies.plan import Plan, controls_of
+from steadytune.studies.plan import Cell, Plan, controls_of
+from steadytune.studies.search import chains
 
 
 def write_overview(store: StudyStore, plan: Plan, outlook: Outlook, command: str) -> None:
@@ -16,13 +19,23 @@ def write_overview(store: StudyStore, plan: Plan, outlook: Outlook, command: str
         outlook: of the plan.
         command: that repeats the study.
     """
+    cells = plan.cells(dict(outlook.equal_compute_steps))
+    searched = {cell.id for chain in chains(plan, cells) for cell in chain.finals}
+    isolates = _isolates(plan)
+    planned = []
+    for cell in cells:
+        place: dict[str, Any] = cell.place()
+        place["id"] = None if cell.id in searched else cell.id
+        if cell.role == "control":
+            place["isolates"] = isolates.get(cell.recipe, [])
+        planned.append(place)
     store.write_overview(
         {
             "name": plan.name,
             "command": command,
             "model": plan.model,
             "budget": plan.budget,
-            "cells": _planned(plan, outlook),
+            "cells": planned,
             "data": [
                 {"task": task, "protocol": protocol, "report": report.as_dict(), "notes": report.notes()}
                 for (task, protocol), report in outlook.data.items()
@@ -33,16 +46,40 @@ def write_overview(store: StudyStore, plan: Plan, outlook: Outlook, command: str
         store.write_texts(task, texts)
 
 
-def _planned(plan: Plan, outlook: Outlook) -> list[dict[str, Any]]:
-    """The place of every run whose test score counts; a control says which recipes it isolates."""
-    isolates: dict[str, list[str]] = {}
+def name_final_runs(store: StudyStore, cells: Iterable[Cell]) -> None:
+    """Write which record is that of each planned run, now that the search has chosen all settings.
+
+    Args:
+        store: of the study.
+        cells: the final runs.
+    """
+    ids = {_key(cell.place()): cell.id for cell in cells}
+    overview = store.read_overview()
+    for place in overview["cells"]:
+        place["id"] = ids.get(_key(place), place["id"])
+    store.write_overview(overview)
+
+
+def _key(place: Mapping[str, Any]) -> tuple[Any, ...]:
+    return tuple(place[name] for name in ("task", "protocol", "recipe", "role", "budget", "seed"))
+
+
+def _isolates(plan: Plan) -> dict[str, list[str]]:
+    """Recipes whose gain a control takes apart, by the name of the control.
+
+    It does so for one method at the settings of its bundled recipe, since those are the control's: not for stacks, nor
+    for settings that were changed or are searched.
+    """
+    searched = {name.partition(".")[0] for name in plan.search.space} if plan.search else set()
+    found: dict[str, list[str]] = {}
     for recipe, role in plan.arms():
-        for control in controls_of(recipe) if role == "recipe" else ():
-            isolates.setdefault(control, []).append(recipe.name)
-    places: list[dict[str, Any]] = []
-    for cell in plan.cells(dict(outlook.equal_compute_steps)):
-        place: dict[str, Any] = cell.place()
-        if cell.role == "control":
-            place["isolates"] = isolates[cell.recipe]
-        places.append(place)
-    return places
+        if role == "recipe" and len(recipe.methods) == 1 and not searched & recipe.methods.keys() and _bundled(recipe):
+            for control in controls_of(recipe):
+                found.setdefault(control, []).append(recipe.name)
+    return found
+
+
+def _bundled(recipe: Recipe) -> bool:
+    (key,) = recipe.methods
+    known = load_recipe(key)
+    return known.build() == recipe.build() and known.dropout == recipe.dropout

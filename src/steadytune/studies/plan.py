@@ -124,16 +124,12 @@ class Cell(BaseModel):
 
 
 def run_hash(config: RunConfig) -> str:
-    """Content hash of a run.
-
-    What leaves the run as it is does not count: a recipe's title and where its values come from, and a setting at its
-    default, so that one which a later version adds changes no hash.
+    """Content hash of what a run does.
 
     Args:
         config: the run.
     """
-    remarks = {"recipe": {"title", "origin"}}
-    return config_hash(config.model_dump(mode="json", exclude_defaults=True, exclude=remarks))
+    return config_hash(config.essence())
 
 
 class Plan(BaseModel):
@@ -187,6 +183,8 @@ class Plan(BaseModel):
             raise ValueError("run.steps fixes the steps of every recipe; use budget: equal-steps with it.")
         if self.search and (shared := sorted(set(self.search.seeds) & set(self.seed_list))):
             raise ValueError(f"search.seeds must not be final seeds; got {', '.join(map(str, shared))} in both.")
+        if self.search and self.budget != "equal-steps" and self.run.accumulation_steps > 1:
+            raise ValueError("a search with accumulation_steps above 1 cannot keep compute equal; use equal-steps.")
         if self.budget != "equal-steps" and any("after" in protocol for protocol in self.protocols.values()):
             raise ValueError("a protocol with `after` trains twice with one run block; it needs budget: equal-steps.")
         for name in self.tasks:
@@ -210,8 +208,12 @@ class Plan(BaseModel):
 
         Raises:
             RecipeError: a recipe cannot be read.
+            PlanError: two recipes have one name.
         """
         recipes = [load_recipe(name) for name in self.recipes]
+        names = [recipe.name for recipe in recipes]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise PlanError(f"two of the recipes {', '.join(self.recipes)} have the name {twice[0]!r}; rename one.")
         arms: list[tuple[Recipe, Role]] = [
             (recipe, "recipe" if number else "baseline") for number, recipe in enumerate(recipes)
         ]

@@ -198,8 +198,8 @@ def check_search(plan: Plan) -> None:
     Args:
         plan: the study; one without a search passes.
     Raises:
-        PlanError: Optuna is missing, an entry names nothing or a value that is not allowed, or a task has no rows
-            that stay closed while settings are chosen.
+        PlanError: Optuna is missing, an entry names nothing or a value that is not allowed, a recipe would get no
+            trials, or a task has no rows that stay closed while settings are chosen.
     """
     if plan.search is None:
         return
@@ -207,6 +207,12 @@ def check_search(plan: Plan) -> None:
     recipes = [recipe for recipe, _ in plan.arms()]
     for name, entry in plan.search.space.items():
         _check_entry(plan, name, entry, recipes)
+    for recipe in recipes:
+        if not concerning(plan.search.space, recipe, recipes):
+            raise PlanError(
+                f"search.space concerns no setting of recipe {recipe.name!r}, which would get no trials where others "
+                f"get {plan.search.trials}; add an entry that concerns all, such as run.learning_rate."
+            )
     for task in plan.tasks:
         for protocol in plan.protocols:
             data = plan.data(task, protocol)

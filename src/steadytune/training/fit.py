@@ -104,6 +104,7 @@ def fit(
     torch.manual_seed(keyed_seed(config.seed, "dropout", rank))
     if checkpoint is not None:
         logger.warning("resuming from step %s of the unfinished run in %s.", checkpoint.name.split("-")[-1], output)
+    surroundings.reset_peak_memory()
     started = time.perf_counter()
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     seconds = time.perf_counter() - started
@@ -163,8 +164,7 @@ def _no_empty_folders(output: Path) -> Iterator[None]:
 
 def _inputs(ready: Prepared) -> dict[str, Any]:
     """What a run begins with: rows by split, weights."""
-    splits = {name: getattr(ready.selection, name).fingerprint() for name in ("train", "dev", "test")}
-    return {"data": splits, "model": revision(ready.source, ready.model.config)}
+    return {"data": ready.selection.fingerprints(), "model": revision(ready.source, ready.model.config)}
 
 
 def _check_unchanged(output: Path, inputs: dict[str, Any]) -> None:
@@ -185,13 +185,13 @@ def _open_output(config: RunConfig, output: Path) -> Path | None:
     """The checkpoint to go on from, or None for a fresh start."""
     if output.exists() and not output.is_dir():
         raise RunError(f"--output {output} is a file; name a folder.")
-    if not any(path.is_file() for path in output.rglob("*")):  # a refused run leaves empty folders
-        return None
+    if not any(path.is_file() and not path.name.startswith(".") for path in output.rglob("*")):
+        return None  # a refused run leaves empty folders, a killed one perhaps a file that was being written aside
     if (output / "record.json").exists():
         raise RunError(f"--output {output} already holds a finished run; name another folder or remove it.")
     if not (output / "run.yaml").exists():
         raise RunError(f"--output {output} is not empty and holds no run; name another folder.")
-    if load_run(output / "run.yaml").model_dump(mode="json") != config.model_dump(mode="json"):
+    if load_run(output / "run.yaml").essence() != config.essence():
         raise RunError(f"--output {output} holds another run that is not finished; repeat its settings or remove it.")
     try:
         return last_complete_checkpoint(output / "checkpoints")
@@ -346,7 +346,12 @@ def _record(
 
 
 def _write_layers(output: Path, config: RunConfig, ready: Prepared, trainer: RegularizedTrainer) -> None:
-    found = measured_layers(trainer.regularized_model, ready.rows, ready.collator, config.run.eval_batch_size)
+    """A look inside the model; where it fails, the run is none the worse for it."""
+    try:
+        found = measured_layers(trainer.regularized_model, ready.rows, ready.collator, config.run.eval_batch_size)
+    except (ValueError, RuntimeError) as reason:
+        logger.warning("no look inside the layers of %s: %s", config.recipe.name, reason)
+        return
     write_json(output / "layers.json", found)
     write_json(output / "layers_tokens.json", shown_tokens(found, ready.rows["test"], ready.tokenizer))
 

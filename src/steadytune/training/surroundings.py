@@ -4,6 +4,7 @@ import os
 import platform
 import resource
 import subprocess
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -35,8 +36,16 @@ def hardware() -> dict[str, str | int]:
     }
 
 
+def reset_peak_memory() -> None:
+    """Let the peak begin anew, so that it is that of one run; without effect where the system cannot do so."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")  # VmHWM; see proc(5)
+
+
 def peak_memory_bytes() -> int:
-    """Largest memory so far: of the accelerator if there is one, else of this process."""
+    """Largest memory since the last reset: of the accelerator if there is one, else of this process."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     status = Path("/proc/self/status")

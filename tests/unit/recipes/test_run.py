@@ -158,3 +158,11 @@ def test_where_rows_lie_and_how_they_are_read_is_no_part_of_the_protocol() -> No
 
 def test_the_usual_kind_of_label_noise_is_the_same_protocol_said_or_not() -> None:
     assert protocol(label_noise=0.2, label_noise_kind="uniform") == protocol(label_noise=0.2)
+
+
+def test_the_essence_of_a_run_is_what_moves_its_scores() -> None:
+    run = RunConfig(data=DataSettings(source="sample"), recipe=load_recipe("scl"))
+    remarked = run.recipe.model_copy(update={"title": "another", "origin": {"scl.weight": "a guess"}})
+    assert run.model_copy(update={"recipe": remarked}).essence() == run.essence()
+    assert run.model_copy(update={"recipe": run.recipe.with_setting("scl", "weight", 0.2)}).essence() != run.essence()
+    assert run.model_copy(update={"seed": 1}).essence() != run.essence()

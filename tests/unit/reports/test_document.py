@@ -5,12 +5,14 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from steadytune.records import StoreError, write_predictions
+from steadytune.records import StoreError, config_hash, write_predictions
 from steadytune.reports.document import write_report
+from steadytune.reports.sections.places import standings
 from steadytune.reports.sections.training import mean_history
 from steadytune.reports.sections.verdict import verdict_section
 from steadytune.reports.study import read_study
@@ -154,9 +156,65 @@ def test_every_section_is_there_with_a_figure_where_it_has_one(reported: Path) -
 def test_a_page_for_publishing_shows_ids_alone(reported: Path, small: Path) -> None:
     assert "secret text" in page(reported)
     assert ">secret</text>" in page(reported)  # a token of an attention map
-    write_report(small, publish=True)
-    assert "secret" not in page(small)
-    assert "row-" in page(small)
+    published = write_report(small, publish=True)
+    assert published.name == "published.html"
+    assert "secret" not in published.read_text()
+    assert "row-" in published.read_text()
+
+
+def test_a_page_for_publishing_shows_no_folders(small: Path) -> None:
+    about = json.loads((small / "study.json").read_text())
+    about["command"] = "steadytune study /home/somebody/plan.yaml --output ../runs/mine"
+    (small / "study.json").write_text(json.dumps(about))
+    (small / "plan.yaml").write_text("tasks: {shop: {source: /home/somebody/shop.csv}, hub: {source: owner/name}}")
+    text = write_report(small, publish=True).read_text()
+    assert "somebody" not in text
+    assert "steadytune study plan.yaml --output mine" in text
+    assert "source: shop.csv" in text and "source: owner/name" in text
+
+
+# -- which record is whose --------------------------------------------------------------------------------------------
+
+
+def name_records(folder: Path) -> dict[str, Any]:
+    """Say in `study.json` which record is that of each planned run, as a study does; what it says then."""
+    about: dict[str, Any] = json.loads((folder / "study.json").read_text())
+    for cell in about["cells"]:
+        cell["id"] = config_hash({name: value for name, value in cell.items() if name not in ("id", "isolates")})
+    (folder / "study.json").write_text(json.dumps(about))
+    return about
+
+
+def test_a_record_of_settings_that_were_changed_since_is_left_out_and_counted(small: Path) -> None:
+    about = name_records(small)
+    one = next(cell for cell in about["cells"] if cell["recipe"] == "hype")
+    record = small / "records" / f"{one['id']}.json"
+    record.rename(record.with_name("0" * 16 + ".json"))
+    study = read_study(small)
+    assert (one["recipe"], one["seed"]) in {(cell.arm.recipe, cell.seed) for cell in study.missing}
+    assert study.stale == 1
+    write_report(small)
+    assert "1 records belong to no planned run" in page(small)
+
+
+def test_two_places_may_share_a_run(small: Path) -> None:
+    about = name_records(small)
+    about["cells"] += [{**cell, "protocol": "the same rows by another name"} for cell in about["cells"]]
+    (small / "study.json").write_text(json.dumps(about))
+    study = read_study(small)
+    assert len(study.places) == 2
+    assert {cell.place.protocol for cell in study.runs} == {cell.place.protocol for cell in study.planned}
+
+
+def test_a_recipe_without_any_record_still_counts_in_the_correction(tmp_path: Path) -> None:
+    folder = make_study(tmp_path / "study", ["shop"])
+    for path in (folder / "records").glob("*.json"):
+        if json.loads(path.read_text())["cell"]["recipe"] == "hype":
+            path.unlink()
+    (rows,) = standings(read_study(folder)).values()
+    standing = next(row.standing for row in rows if row.arm.recipe == "scl")
+    assert standing and standing.verdict and standing.comparison and standing.comparison.p_value is not None
+    assert standing.verdict.adjusted_p_value == min(1.0, 2 * standing.comparison.p_value)  # of two, the smaller
 
 
 def test_no_table_on_file_holds_a_text(reported: Path) -> None:

@@ -52,7 +52,7 @@ def test_latex_is_a_tabular_with_rules() -> None:
         r"\toprule",
         r"name & value \\",
         r"\midrule",
-        r"a & $-$1.0 \\",
+        r"{}a & $-$1.0 \\",
         r"\bottomrule",
         r"\end{tabular}",
     ]

@@ -102,6 +102,11 @@ def test_both_budgets_are_both_cells() -> None:
             "search.seeds must not be final seeds; got 1 in both.",
         ),
         (
+            {"search": {"space": {"a": [1]}}, "budget": "both", "run": {"accumulation_steps": 2}},
+            "a search with accumulation_steps above 1 cannot keep compute equal; use equal-steps.",
+        ),
+        ({"tasks": {"a/b": {"source": "sample"}}}, "so it holds no '/' and no leading dot; got 'a/b'."),
+        (
             {"tasks": {"a": {"source": "sample", "k_shot": 2}}, "protocols": {"few": {"k_shot": 1}}},
             "task 'a' and protocol 'few' both set k_shot.",
         ),

@@ -48,6 +48,9 @@ def origin_section(study: Study) -> Section:
         blocks.insert(
             0, Words(["The folder does not list what was planned, so runs may be missing unseen."], "warning")
         )
+    if study.stale:
+        said = f"{study.stale} records belong to no planned run: settings were changed since. They are left out."
+        blocks.insert(0, Words([said], "warning"))
     if study.trials:
         blocks.append(_trials(study.trials))
     blocks += [_fingerprints(study), *_notices(study)]

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from steadytune.reports.page import Block, Group, Section
-from steadytune.reports.study import Arm, Place, Study
+from steadytune.reports.study import Arm, Cell, Place, Study
 from steadytune.reports.verdict import Arm as Standing
 from steadytune.reports.verdict import verdict_tables
 
@@ -42,7 +42,9 @@ def standings(study: Study) -> dict[Place, list[Row]]:
         study: what to read.
     """
     judged: dict[tuple[Place, Arm], Standing] = {}
-    for table in verdict_tables(run.record for run in study.runs.values()):
+    planned = [_place(cell) for cell in study.planned]
+    records = [run.record.model_copy(update={"cell": _place(cell)}) for cell, run in study.runs.items()]
+    for table in verdict_tables(records, planned):
         place = Place(table.task, table.protocol, table.budget)
         judged |= {(place, Arm(standing.role, standing.recipe)): standing for standing in table.arms}
     found: dict[Place, list[Row]] = {}
@@ -53,6 +55,10 @@ def standings(study: Study) -> dict[Place, list[Row]]:
             failed = sum(run is not None and run.record.status == "failed" for run in runs)
             found[place].append(Row(arm, judged.get((place, arm)), len(runs), failed, runs.count(None)))
     return found
+
+
+def _place(cell: Cell) -> dict[str, str | int]:
+    return {**cell.place._asdict(), "role": cell.arm.role, "recipe": cell.arm.recipe, "seed": cell.seed}
 
 
 def metric(study: Study, place: Place) -> str:

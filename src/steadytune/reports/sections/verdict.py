@@ -17,7 +17,7 @@ _TEST = (
     "100 × the metric."
 )
 _SIGNED = Column("", signed=True)
-_UNNAMED = "The study does not say which control belongs to which recipe, so gains are not taken apart."
+_UNNAMED = "No control here isolates one method at the settings of its recipe, so gains are not taken apart."
 
 
 def verdict_section(study: Study) -> Section:
