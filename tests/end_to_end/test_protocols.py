@@ -13,7 +13,7 @@ from torch import Tensor
 
 from steadytune.data import Selection, corrupt, load_dataset
 from steadytune.recipes import DataSettings, RunConfig, load_recipe, load_run
-from steadytune.training.prepare import rows_of
+from steadytune.training.prepare import dataset_of, selection_of
 from tolerances import SAME
 
 Run = Callable[[str], Any]
@@ -31,7 +31,8 @@ def record_of(folder: Path) -> dict[str, Any]:
 
 def drawn(seed: int = 0, **settings: Any) -> Selection:
     data = DataSettings(source="reviews.csv", k_shot=12, **settings)
-    return rows_of(RunConfig(data=data, recipe=load_recipe("plain"), seed=seed))[1]
+    run = RunConfig(data=data, recipe=load_recipe("plain"), seed=seed)
+    return selection_of(run, dataset_of(run))
 
 
 NOISE = {"label_noise": 0.25, "label_noise_kind": "pair", "text_noise": 0.4}
@@ -73,7 +74,8 @@ def test_a_damaged_run_says_what_was_done_and_hashes_the_rows_it_trained_on(work
     ]
     assert damaged["data_notes"][-1].startswith("text_noise 0.4: ")
     assert damaged["data_rows"]["train"] == 15
-    trained = rows_of(load_run(workplace / "damaged" / "run.yaml"))[1].train
+    run_file = load_run(workplace / "damaged" / "run.yaml")
+    trained = selection_of(run_file, dataset_of(run_file)).train
     content = json.dumps([trained.ids, trained.texts, None, trained.labels], separators=(",", ":"))
     assert damaged["data_fingerprints"]["train"] == hashlib.sha256(content.encode()).hexdigest()
     assert damaged["data_fingerprints"]["train"] != clean["data_fingerprints"]["train"]

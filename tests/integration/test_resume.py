@@ -118,7 +118,7 @@ def assert_like_unbroken(record: RunRecord, output: Path, unbroken: tuple[RunRec
     ours = weights_of(output)
     assert ours.keys() == weights.keys()
     assert [name for name in ours if not torch.equal(ours[name], weights[name])] == []
-    cost = {"train_seconds", "peak_memory_bytes"}
+    cost = {"train_seconds", "evaluate_seconds", "peak_memory_bytes"}
     may_differ = {
         "cost": cost,
         "history": True,
