@@ -18,7 +18,7 @@ optimizer = torch.optim.AdamW(wrapped.parameter_groups(lr=1e-4))
 wrapped.attach(optimizer)  # added
 
 wrapped.train()
-for epoch in range(3):
+for epoch in range(2):
     for rows in torch.randperm(len(train)).split(16):
         batch = tokenizer([train.texts[i] for i in rows], padding=True, return_tensors="pt")
         out = wrapped(**batch, labels=torch.tensor([train.labels[i] for i in rows]))

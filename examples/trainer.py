@@ -17,7 +17,7 @@ splits = {
 
 trainer = RegularizedTrainer(
     model=model,
-    args=TrainingArguments("out/trainer", num_train_epochs=3, learning_rate=1e-4, save_strategy="no", logging_steps=15),
+    args=TrainingArguments("out/trainer", num_train_epochs=2, learning_rate=1e-4, save_strategy="no", logging_steps=15),
     train_dataset=splits["train"],
     eval_dataset=splits["test"],
     data_collator=DataCollatorWithPadding(tokenizer),

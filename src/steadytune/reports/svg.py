@@ -71,7 +71,8 @@ def class_look(index: int) -> Look:
     Args:
         index: of the class.
     """
-    return Look(index % len(PALETTE), index // len(PALETTE) % len(MARKERS))
+    around, color = divmod(index, len(PALETTE))
+    return Look(color, (color + around) % len(MARKERS))  # markers help those who tell few colors apart
 
 
 def short(name: str, longest: int = LONGEST) -> str:
