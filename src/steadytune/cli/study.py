@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from steadytune.records import RunRecord, StudyStore
     from steadytune.studies import Cell, Plan
     from steadytune.studies.executors import Agenda
-    from steadytune.studies.outlook import Outlook
-    from steadytune.studies.search import Choice, Place
+    from steadytune.studies.outlook import Outlook, Place
+    from steadytune.studies.search import Choice
 
 _ROWS_SHOWN = 40  # of a dry run; more are shown by place
 _EXAMPLE = """

@@ -16,9 +16,9 @@ import torch
 
 from steadytune.records import RunRecord, StudyStore, read_record
 from steadytune.studies.execute import Moment, Watch, failed_record, run_if_open
-from steadytune.studies.outlook import Outlook
+from steadytune.studies.outlook import Outlook, Place
 from steadytune.studies.plan import Cell, Plan, PlanError
-from steadytune.studies.search import Chain, Choice, Place, chains, changed, explore, place_of, with_settings
+from steadytune.studies.search import Chain, Choice, chains, changed, explore, place_of, with_settings
 
 logger = logging.getLogger("steadytune")
 

@@ -79,7 +79,7 @@ def look_ahead(plan: Plan) -> Outlook:
                     data[task, protocol] = data_report(ready.dataset, ready.selection)
                     prints[task, protocol], texts = _rows_of_seeds(config, ready.dataset, plan.seed_list)
                     scored.setdefault(task, {}).update(texts)
-                    model = revision(ready.source, ready.model.config)
+                    model = model or revision(ready.source, ready.model.config)  # reads all weights: once is enough
                     plain = Trial(ready.model, (), _batch(ready, config), ready.task)
                     plain.seconds()
                     plain_seconds = plain.seconds()

@@ -11,6 +11,7 @@ from steadytune.methods import MethodError, method_class
 from steadytune.recipes import Recipe, RunConfig, RunSettings
 from steadytune.recipes.recipe import RecipeError
 from steadytune.records import RunRecord, config_hash
+from steadytune.studies.outlook import Place
 from steadytune.studies.plan import Cell, Plan, PlanError, Range, Search, controls_of
 from steadytune.training.loading import RunError
 from steadytune.training.prepare import methods_of
@@ -21,8 +22,6 @@ _ORIGIN = "chosen by the search of the study"
 Entry = Range | list[Any]
 Settings = Mapping[str, Any]
 """Values by "run.SETTING" or "METHOD.SETTING"."""
-Place = tuple[str, str, str]
-"""Task, protocol and recipe."""
 
 
 @dataclass(frozen=True)
