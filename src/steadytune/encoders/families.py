@@ -7,9 +7,9 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 Site = str
-"""One of "embedding", "hidden", "inside", "attention", "pooled", "logits"."""
+"""One of "embedding", "hidden", "inside", "attention", "pooled", "logits", "weights"."""
 
-SITES: tuple[Site, ...] = ("embedding", "hidden", "inside", "attention", "pooled", "logits")
+SITES: tuple[Site, ...] = ("embedding", "hidden", "inside", "attention", "pooled", "logits", "weights")
 
 
 class SiteUnavailable(ValueError):
@@ -285,6 +285,9 @@ class Anatomy:
             "attention": self.attention_obstacle(),
             "inside": self.inside_seam,
             "pooled": "" if self.label_linear is not None else "the model has no linear map to labels",
+            "weights": "gradient checkpointing would compute its layers again with other weights; switch it off"
+            if checkpointing(self.base)
+            else "",
         }.get(site, "" if site in SITES else f"there is no such site; sites are {', '.join(SITES)}")
         if reason:
             raise SiteUnavailable(f"{method} needs the site {site!r}, which {self.family.name} lacks: {reason}.")

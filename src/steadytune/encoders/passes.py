@@ -1,12 +1,13 @@
 """Passes: run a model once, or its upper layers again, and keep what the sites recorded."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from steadytune.encoders.families import SiteUnavailable
 from steadytune.encoders.randomness import RandomState, borrowed_stream
@@ -94,7 +95,8 @@ class PassRunner:
             with self._sites.active(
                 edits, keep_random_state_at=keep_random_state_at, leaf_embedding=leaf_embedding
             ) as record:
-                output = self._model(**inputs)
+                record.weights = _edited_weights(self._model, edits)
+                output = _with_weights(self._model, record.weights, lambda: self._model(**inputs))
         return PassOutput(output.logits, record, begin, self._sites.anatomy.sentence_token)
 
     def resume(
@@ -110,7 +112,7 @@ class PassRunner:
         """The layers from `layer` on, once more, with other states at its entrance.
 
         Args:
-            base: the pass whose layer arguments are used again.
+            base: the pass whose layer arguments and weights are used again.
             layer: first layer to run.
             hidden: states (batch, tokens, dim) that enter it, edits included.
             edits: what to change above `layer`.
@@ -130,13 +132,49 @@ class PassRunner:
         with borrowed_stream(hidden.device, start), autocast or nullcontext():
             begin = RandomState.capture(hidden.device)
             with self._sites.active(edits, resume_at=layer) as record:
-                states = hidden if parts.family.batch_first else hidden.transpose(0, 1)
-                for index in range(layer, parts.depth):
-                    module, args, kwargs = base.record.layer_calls[index]
-                    states = first_tensor(module(states, *args, **kwargs))
-                if parts.final_norm is not None:
-                    parts.final_norm(states)
+                record.weights = base.record.weights
+                _with_weights(self._model, record.weights, lambda: self._upper_layers(base, layer, hidden))
         return PassOutput(None, record, begin, parts.sentence_token)
+
+    def _upper_layers(self, base: PassOutput, layer: int, hidden: Tensor) -> None:
+        parts = self._sites.anatomy
+        states = hidden if parts.family.batch_first else hidden.transpose(0, 1)
+        for index in range(layer, parts.depth):
+            module, args, kwargs = base.record.layer_calls[index]
+            states = first_tensor(module(states, *args, **kwargs))
+        if parts.final_norm is not None:
+            parts.final_norm(states)
+
+
+class _Within(nn.Module):
+    """Runs something while the parameters of a model are exchanged."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, run: Callable[[], Any]) -> Any:
+        return run()
+
+
+def _with_weights(model: nn.Module, weights: Mapping[str, Tensor], run: Callable[[], Any]) -> Any:
+    """What `run` gives while the model has these weights; tied parameters follow each other."""
+    if not weights:
+        return run()
+    return functional_call(_Within(model), {f"model.{name}": value for name, value in weights.items()}, (run,))
+
+
+def _edited_weights(model: nn.Module, edits: Sequence[Edits]) -> dict[str, Tensor]:
+    """The parameters that a pass uses in place of the model's own."""
+    wanted = [edit.weights for edit in edits if edit.weights is not None]
+    changed: dict[str, Tensor] = {}
+    for name, parameter in model.named_parameters() if wanted else ():
+        value: Tensor = parameter
+        for edit in wanted:
+            value = edit(name, value)
+        if value is not parameter:
+            changed[name] = value
+    return changed
 
 
 def ambient_autocast(device: torch.device) -> tuple[AbstractContextManager[Any], torch.dtype | None]:

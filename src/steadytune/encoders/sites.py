@@ -20,6 +20,7 @@ from steadytune.encoders.randomness import RandomState
 TensorEdit = Callable[[Tensor], Tensor]
 LayerEdit = Callable[[int, Tensor], Tensor]
 AttentionEdit = Callable[[int, Tensor, Tensor | None], Tensor | None]
+WeightEdit = Callable[[str, Tensor], Tensor]
 
 _INSIDE = "steadytune_inside"
 _wrapped: "weakref.WeakSet[nn.Module]" = weakref.WeakSet()
@@ -36,6 +37,7 @@ class Edits:
         attention: layer index, states that the layer's attention reads (after its own norm, if any), its attention
             mask; gives an additive bias (batch, 1 or heads, tokens, tokens) or None.
         pooled: vector that enters the linear map to the labels (batch, dim).
+        weights: name and value of a parameter; gives the value that this pass uses in its place.
     """
 
     embedding: TensorEdit | None = None
@@ -43,6 +45,7 @@ class Edits:
     inside: LayerEdit | None = None
     attention: AttentionEdit | None = None
     pooled: TensorEdit | None = None
+    weights: WeightEdit | None = None
 
 
 @dataclass
@@ -57,6 +60,7 @@ class Recording:
         pooled: the vector that entered the linear map to the labels.
         layer_calls: by layer, module and remaining arguments, for a resumed pass.
         random_states: by layer, the random state at its entrance, where asked for.
+        weights: by name, the parameters that the pass used in place of the model's own.
     """
 
     embedding: Tensor | None = None
@@ -65,6 +69,7 @@ class Recording:
     pooled: Tensor | None = None
     layer_calls: dict[int, tuple[nn.Module, tuple[Any, ...], dict[str, Any]]] = field(default_factory=dict)
     random_states: dict[int, RandomState] = field(default_factory=dict)
+    weights: dict[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass
@@ -147,8 +152,9 @@ class Sites:
         """
         if self._active is not None:
             raise RuntimeError("a pass is running already; passes of one model do not nest.")
-        if any(edit.attention is not None for edit in edits):  # it may have been changed since the model was wrapped
-            self.anatomy.require("attention", "an edit")
+        for site in ("attention", "weights"):  # the model may have been changed since it was wrapped
+            if any(getattr(edit, site) is not None for edit in edits):
+                self.anatomy.require(site, "an edit")
         record = Recording()
         self._active = _Active(edits, record, keep_random_state_at, leaf_embedding, resume_at, resume_at or 0)
         try:

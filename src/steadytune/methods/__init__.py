@@ -7,7 +7,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from steadytune.methods.asa import ASA
     from steadytune.methods.cat import CAT
-    from steadytune.methods.contract import Context, Method, MethodError, OwnOptimizer, Pass, Step, setting
+    from steadytune.methods.contract import (
+        Context,
+        Method,
+        MethodError,
+        OwnOptimizer,
+        ParameterRule,
+        Pass,
+        Step,
+        Update,
+        setting,
+    )
     from steadytune.methods.hype import HyPe
     from steadytune.methods.lnsr import LNSR
     from steadytune.methods.scl import SCL
@@ -19,7 +29,10 @@ METHODS: dict[str, str] = {
     "lnsr": "LNSR",
     "scl": "SCL",
 }
-_CONTRACT = ("Context", "Method", "MethodError", "OwnOptimizer", "Pass", "Step", "setting")
+_CONTRACT = (
+    *("Context", "Method", "MethodError", "OwnOptimizer", "ParameterRule", "Pass", "Step", "Update"),
+    "setting",
+)
 _HOMES = {name: key for key, name in METHODS.items()} | dict.fromkeys(_CONTRACT, "contract")
 
 __all__ = [
@@ -33,8 +46,10 @@ __all__ = [
     "Method",
     "MethodError",
     "OwnOptimizer",
+    "ParameterRule",
     "Pass",
     "Step",
+    "Update",
     "method_class",
     "setting",
 ]

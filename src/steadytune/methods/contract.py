@@ -1,11 +1,10 @@
-"""What a method is: settings, what it edits in a pass, and the term it adds to a step."""
+"""What a method is: settings, what it edits in a pass, the term it adds to a step, what it does to weights."""
 
 import abc
 import dataclasses
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, TypeVar, get_type_hints
 
 import torch
 from jaxtyping import Float, Shaped
@@ -13,38 +12,26 @@ from torch import Tensor, nn
 from typing_extensions import Protocol, runtime_checkable  # typing's own runs `clean` in a type check before 3.12
 
 from steadytune.encoders import Anatomy, Edits, PassOutput, VectorSource
+from steadytune.methods.settings import MethodError, check, lists_integers, plain, setting
 from steadytune.tasks import Task
 
+__all__ = [
+    "Context",
+    "Method",
+    "MethodError",
+    "Mix",
+    "OwnOptimizer",
+    "ParameterRule",
+    "Pass",
+    "PassKind",
+    "Step",
+    "Update",
+    "setting",
+]
+
 Mix = Literal["none", "convex", "additive"]
-PassKind = Literal["label", "auxiliary", "probe"]
+PassKind = Literal["label", "auxiliary", "probe", "teacher"]
 _M = TypeVar("_M", bound="Method")
-
-
-class MethodError(ValueError):
-    """A setting is out of range, or a method cannot act here."""
-
-
-def setting(
-    default: Any,
-    description: str,
-    *,
-    low: float | None = None,
-    high: float | None = None,
-    open_low: bool = False,
-    source: str,
-) -> Any:
-    """A field of a method that a user may set.
-
-    Args:
-        default: value if none is given.
-        description: symbol and meaning, for cards and help.
-        low: smallest allowed number.
-        high: largest allowed number.
-        open_low: `low` itself is not allowed.
-        source: where the default comes from.
-    """
-    limits = {"description": description, "low": low, "high": high, "open_low": open_low, "source": source}
-    return dataclasses.field(default=default, metadata=limits)
 
 
 @dataclass(frozen=True)
@@ -56,12 +43,14 @@ class Context:
         task: what is trained.
         trainable: some parameter below the label map requires a gradient.
         world_size: number of processes that train together.
+        model: the wrapped model; only `setup` may change it.
     """
 
     anatomy: Anatomy
     task: Task
     trainable: bool
     world_size: int
+    model: nn.Module
 
 
 @dataclass(frozen=True)
@@ -70,7 +59,8 @@ class Pass:
 
     Attributes:
         name: name of the pass in the step.
-        kind: "label" carries the label loss, "auxiliary" another loss, "probe" only finds a direction.
+        kind: "label" carries the label loss, "auxiliary" another loss, "probe" only finds a direction, "teacher" is
+            compared with and gets no gradient.
         first: no pass of this wrapper has run before; the time for checks that cost a host sync.
         compute_dtype: dtype that matrix products round their inputs to under autocast; None without autocast.
         generator: a stream named by its arguments; the same in a recomputed or replayed pass.
@@ -98,6 +88,42 @@ class OwnOptimizer:
 
     learning_rate_scale: float = 1.0
     weight_decay: float | None = None
+
+
+@dataclass(frozen=True)
+class ParameterRule:
+    """How one parameter of the encoder is optimized.
+
+    Attributes:
+        learning_rate_scale: its learning rate in units of the encoder's.
+        weight_decay: of this parameter; None for the encoder's.
+    """
+
+    learning_rate_scale: float = 1.0
+    weight_decay: float | None = None
+
+
+@dataclass(frozen=True)
+class Update:
+    """One optimizer step, as a method sees it right before and right after.
+
+    Attributes:
+        number: how many optimizer steps came before.
+        total: how many there will be in all; None if `attach` was not told.
+        parameters: the trainable ones of the wrapped model, by name.
+        learning_rates: in force, by name.
+        generator: a stream named by its arguments, the same in every process.
+        report: telemetry, by name.
+        notice: a sentence for the log and the record, said once.
+    """
+
+    number: int
+    total: int | None
+    parameters: Mapping[str, nn.Parameter]
+    learning_rates: Mapping[str, float]
+    generator: Callable[..., torch.Generator]
+    report: Callable[[str, Tensor | float], None]
+    notice: Callable[[str], None]
 
 
 @runtime_checkable
@@ -153,15 +179,30 @@ class Step(Protocol):
         kind: PassKind = "auxiliary",
         leaf_embedding: bool = False,
     ) -> PassOutput:
-        """The pass of this name; run at most once in a step."""
+        """The pass of this name; run at most once in a step.
+
+        Its dropout is "fresh" or "as NAME" of an earlier pass. "as clean" before there is a clean pass draws from the
+        main stream, and a clean pass that follows replays it.
+        """
         ...
 
     def resume(self, name: str, *, base: str, layer: int, hidden: Tensor, dropout: str = "as base") -> PassOutput:
         """The layers from `layer` on with other states; dropout and random edits as in `base`, or "fresh"."""
         ...
 
-    def gradient(self, name: str, *, wrt: Callable[[PassOutput], Tensor]) -> Tensor:
-        """Gradient of the label loss of a pass with respect to one recorded value; no weight gradients."""
+    def gradient(
+        self,
+        name: str,
+        *,
+        wrt: Callable[[PassOutput], Tensor],
+        of: Callable[[PassOutput], Tensor] | None = None,
+        settle: bool = False,
+    ) -> Tensor:
+        """Gradient of a loss of a pass, by default of its label loss, with respect to one recorded value.
+
+        No weight gradients are computed, unless the pass carries the label loss, its caller needs its graph no more
+        (`settle`) and no other method may: then they come out of the same traversal, and wait for the step's backward.
+        """
         ...
 
     def group(
@@ -192,21 +233,28 @@ class Method(abc.ABC):
         mix: how `weight` enters the loss: "convex" (1 − λ) L_task + λ L, "additive" L_task + w R, or "none".
         probes_embedding: it asks for gradients with respect to the clean pass's embedding, trained or frozen.
         early_gradient: it sends gradients along ways that re-entrant gradient checkpointing cuts.
+        setup_order: methods that change the loaded model come first: 0 sets weights anew, 1 adds noise to them,
+            2 freezes or adapts them; 3, the usual, finds them as they will train.
+        needs_total: it must know how many optimizer steps there will be.
+        average_is_optional: the last weights are as good a result as its `averages`; validation may choose.
     """
 
     key: ClassVar[str]
     mix: ClassVar[Mix] = "none"
     probes_embedding: ClassVar[bool] = False
     early_gradient: ClassVar[bool] = False
+    setup_order: ClassVar[int] = 3
+    needs_total: ClassVar[bool] = False
+    average_is_optional: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         hints = get_type_hints(type(self))
         for field in dataclasses.fields(self):
             value, hint = getattr(self, field.name), hints[field.name]
-            if isinstance(value, list) and _lists_integers(hint):  # as YAML and JSON write a tuple
+            if isinstance(value, list) and lists_integers(hint):  # as YAML and JSON write a tuple
                 value = tuple(value)
                 object.__setattr__(self, field.name, value)
-            _check(f"{self.key}.{field.name}", value, hint, field.metadata)
+            check(f"{self.key}.{field.name}", value, hint, field.metadata)
 
     @property
     def coefficient(self) -> float:
@@ -229,12 +277,68 @@ class Method(abc.ABC):
         """
 
     def setup(self, context: Context) -> nn.Module | None:
-        """The method's own trainable parameters, made once.
+        """What the method owns, made once: trainable parameters, and buffers that a checkpoint must keep.
 
         Args:
             context: model, task and processes.
         """
         return None
+
+    def training_task(self, task: Task) -> Task:
+        """The task as this method wants it trained; evaluation keeps the given one.
+
+        Args:
+            task: what is trained.
+        """
+        return task
+
+    def parameter_rules(self, context: Context) -> Mapping[str, ParameterRule]:
+        """Parameters of the encoder that are optimized in another way than the rest, by name.
+
+        Args:
+            context: model, task and processes.
+        """
+        return {}
+
+    def survey(  # noqa: B027 - as for check
+        self,
+        examples: Iterable[Mapping[str, Tensor]],
+        gradients: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]],
+        state: nn.Module | None,
+    ) -> None:
+        """Look at the training rows once, before the first step; a method that overrides this needs it.
+
+        Args:
+            examples: batches of one row each.
+            gradients: of the label loss of such a row without dropout, by name of the parameter.
+            state: what `setup` returned.
+        """
+
+    def before_update(self, now: Update, state: nn.Module | None) -> None:  # noqa: B027 - as for check
+        """Change gradients after clipping, right before the optimizer step.
+
+        Args:
+            now: parameters, their gradients and learning rates.
+            state: what `setup` returned.
+        """
+
+    def after_update(self, now: Update, state: nn.Module | None) -> None:  # noqa: B027 - as for check
+        """Change or read weights, right after the optimizer step.
+
+        Args:
+            now: parameters and learning rates.
+            state: what `setup` returned.
+        """
+
+    def averages(self, state: nn.Module | None) -> Mapping[str, Tensor]:
+        """Weights to evaluate and export in place of the last ones, by name; empty for those.
+
+        The tensors are buffers of `state`: what is exchanged with them stays there.
+
+        Args:
+            state: what `setup` returned.
+        """
+        return {}
 
     def own_optimizer(self) -> OwnOptimizer:
         """How the parameters from `setup` are optimized."""
@@ -273,6 +377,14 @@ class Method(abc.ABC):
         """
         return None
 
+    def finish(self, context: Context, state: nn.Module | None) -> None:  # noqa: B027 - as for check
+        """Make the trained model a plain one again, if `setup` made it something else.
+
+        Args:
+            context: model, task and processes.
+            state: what `setup` returned.
+        """
+
     def judge(self, telemetry: Mapping[str, float]) -> list[str]:
         """Sentences to say about the average telemetry of the last steps.
 
@@ -283,7 +395,7 @@ class Method(abc.ABC):
 
     def settings(self) -> dict[str, Any]:
         """The settings as plain values, for YAML and JSON."""
-        return {field.name: _plain(getattr(self, field.name)) for field in dataclasses.fields(self)}
+        return {field.name: plain(getattr(self, field.name)) for field in dataclasses.fields(self)}
 
     @classmethod
     def from_settings(cls: type[_M], settings: Mapping[str, Any]) -> _M:
@@ -299,50 +411,3 @@ class Method(abc.ABC):
             if name not in known:
                 raise MethodError(f"{cls.key} has no setting {name!r}; settings are {', '.join(known)}.")
         return cls(**settings)
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
-
-
-def _lists_integers(hint: Any) -> bool:
-    return tuple[int, ...] in (hint, *get_args(hint))
-
-
-def _check(path: str, value: Any, hint: Any, limits: Mapping[str, Any]) -> None:
-    optional = type(None) in get_args(hint)
-    if optional and value is None:
-        return
-    kind = next(part for part in get_args(hint) if part is not type(None)) if optional else hint
-    if not _fits(value, kind, limits):
-        raise MethodError(f"{path} must be {_wanted(kind, limits)}{' or null' if optional else ''}; got {value!r}.")
-
-
-def _wanted(kind: Any, limits: Mapping[str, Any]) -> str:
-    """What is allowed, in words."""
-    if get_origin(kind) is Literal:
-        return f"one of {', '.join(map(repr, get_args(kind)))}"
-    if kind is bool:
-        return "true or false"
-    if _lists_integers(kind):
-        return "a list of integers"
-    low, high = limits.get("low"), limits.get("high")
-    bounds = [] if low is None else [f"{'>' if limits.get('open_low') else '>='} {low:g}"]
-    bounds += [] if high is None else [f"<= {high:g}"]
-    return " ".join(["an integer" if kind is int else "a number", " and ".join(bounds)]).strip()
-
-
-def _fits(value: Any, kind: Any, limits: Mapping[str, Any]) -> bool:
-    if get_origin(kind) is Literal:
-        return value in get_args(kind)
-    if kind is bool:
-        return isinstance(value, bool)
-    if _lists_integers(kind):
-        return isinstance(value, tuple) and all(isinstance(v, int) and not isinstance(v, bool) for v in value)
-    if kind not in (int, float):
-        return True  # a kind of its own, which the method checks itself
-    if not isinstance(value, int if kind is int else (int, float)) or isinstance(value, bool):
-        return False
-    low, high = limits.get("low"), limits.get("high")
-    below = low is not None and (value <= low if limits.get("open_low") else value < low)
-    return math.isfinite(value) and not below and not (high is not None and value > high)

@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,12 @@ from torch import Tensor, nn
 
 from steadytune.encoders import PassRunner, RandomState, Sites, VectorSource, borrowed_stream, checkpointing
 from steadytune.functional import keyed_seed
+from steadytune.methods.compatibility import check_together
 from steadytune.methods.contract import Context, Method, MethodError
 from steadytune.objective.coefficients import Coefficients
 from steadytune.objective.rows import Group
 from steadytune.objective.step import PassCount, StepOutput, StepPlan, TrainingStep
+from steadytune.objective.updates import Groups, UpdateHooks, acts_on_updates, by_rule, check_rules, rules_of
 from steadytune.tasks import Task, infer_task
 
 logger = logging.getLogger("steadytune")
@@ -29,7 +31,8 @@ class RegularizedModel(nn.Module):
     """A Hugging Face model whose training forward adds the terms of regularizers.
 
     In training mode `forward(**batch)` with `labels` runs one step and returns a `StepOutput`; in evaluation mode it
-    is the wrapped model. Nothing of the wrapped model is changed but for hooks, which `close()` removes.
+    is the wrapped model. Nothing of the wrapped model is changed but for hooks, which `close()` removes; a method whose
+    card says so (new top layers, noise on the weights, adapters, frozen layers) changes it once, here.
 
     Args:
         model: a Hugging Face model with a task head.
@@ -50,40 +53,58 @@ class RegularizedModel(nn.Module):
         if len(set(keys)) < len(keys):
             raise MethodError(f"each method may be given once; got {', '.join(keys)}.")
         self.model = model
-        self.task = task or infer_task(model)
         self.methods = tuple(method for method in methods if method.active)
+        redundant = check_together([method.key for method in self.methods])
+        self.task = task or infer_task(model)
+        for method in self.methods:
+            self.task = method.training_task(self.task)
         self.coefficients = Coefficients.of(self.methods)
         self.seed = seed
         self.micro_steps = 0
         self.tokens = 0
+        self.updates = 0
+        self.finished = False
         self.spent = PassCount()
         self.notices: list[str] = []
         self._telemetry: dict[str, tuple[Tensor, int]] = {}
         self._first = True
         self._group: Group | None = None
+        self._updates: UpdateHooks | None = None
+        self._surveyed = False
         self._sites: Sites | None = Sites(model)
         try:
-            context = self._context()
             for method in self.methods:
-                method.check(context)
-            device = next(model.parameters()).device
-            self.method_modules = nn.ModuleDict()
-            dtype = torch.promote_types(next(model.parameters()).dtype, torch.float32)
-            for method in self.methods:
-                with borrowed_stream(device, keyed_seed(seed, "setup", method.key)):
-                    made = method.setup(context)
-                if made is not None:
-                    self.method_modules[method.key] = made.to(device, dtype)
-            self._resume_at = frozenset[int]().union(*(m.resume_layers(context) for m in self.methods))
+                method.check(self._context())
+            self._set_up()
+            self._resume_at = frozenset[int]().union(*(m.resume_layers(self._context()) for m in self.methods))
+            self._rules = rules_of(self.methods, self._context())
         except BaseException:
             self.close()
             raise
+        for text in redundant:
+            self.notice(text)
+
+    def _set_up(self) -> None:
+        """Let every method make what it owns; those that change the loaded model come first."""
+        first = next(self.model.parameters())
+        made = {}
+        for method in sorted(self.methods, key=lambda method: method.setup_order):
+            with borrowed_stream(first.device, keyed_seed(self.seed, "setup", method.key)):
+                made[method.key] = method.setup(self._context())
+        self.method_modules = nn.ModuleDict()
+        dtype = torch.promote_types(first.dtype, torch.float32)
+        for method in self.methods:
+            if (module := made[method.key]) is not None:
+                self.method_modules[method.key] = module.to(first.device, dtype)
+        buffers = [f"method_modules.{name}" for name, _ in self.method_modules.named_buffers()]
+        self._ddp_params_and_buffers_to_ignore = buffers  # equal in all processes; DDP would send them in every step
 
     def _context(self) -> Context:
         assert self._sites is not None
         parts = self._sites.anatomy
         trainable = any(p.requires_grad for part in (parts.embedding, *parts.layers) for p in part.parameters())
-        return Context(parts, self.task, trainable, dist.get_world_size() if dist.is_initialized() else 1)
+        world = dist.get_world_size() if dist.is_initialized() else 1
+        return Context(parts, self.task, trainable, world, self.model)
 
     def forward(self, *args: Any, num_items_in_batch: Tensor | float | None = None, **inputs: Any) -> Any:
         """One training step, or the wrapped model's forward in evaluation mode.
@@ -98,6 +119,8 @@ class RegularizedModel(nn.Module):
             return self.model(*args, **inputs)
         if self._sites is None:
             raise RuntimeError("this RegularizedModel is closed or a copy; wrap its .model again to train it.")
+        if self.finished:
+            raise RuntimeError("finish() has ended this training; wrap the model anew to train it further.")
         if args or inputs.get("labels") is None:
             raise ValueError("in training mode give the batch as keywords, labels included; call .eval() to predict.")
         cell = self._take_cell(inputs)
@@ -133,6 +156,12 @@ class RegularizedModel(nn.Module):
         """Refuse what only shows when training begins."""
         assert self._sites is not None
         for method in self.methods:
+            if acts_on_updates(method) and self._updates is None:
+                raise MethodError(f"{method.key} acts in optimizer steps; call attach(optimizer) before training.")
+            if type(method).survey is not Method.survey and not self._surveyed:
+                raise MethodError(
+                    f"{method.key} looks at the training rows first; give their batches to survey() before training."
+                )
             if method.early_gradient and checkpointing(self.model) == "reentrant":
                 raise MethodError(
                     f"{method.key} cannot act under re-entrant gradient checkpointing, which cuts its gradients; "
@@ -157,6 +186,7 @@ class RegularizedModel(nn.Module):
             resume_at=self._resume_at,
             first=self._first,
             count=self._count,
+            parameters=list(self.model.parameters()),
             notice=self.notice,
         )
 
@@ -231,10 +261,14 @@ class RegularizedModel(nn.Module):
         assert output.task_loss is not None and output.terms is not None and output.telemetry is not None
         terms = {f"{key}/term": term for key, term in output.terms.items()}
         for name, value in {"task_loss": output.task_loss, **terms, **output.telemetry}.items():
-            total, count = self._telemetry.get(name, (torch.zeros_like(value), 0))
-            self._telemetry[name] = (total + value, count + 1)
+            self._report(name, value)
         if self.micro_steps == 8:  # early enough to stop a run, late enough for a mean
             self._judge(self._means())
+
+    def _report(self, name: str, value: Tensor | float) -> None:
+        tensor = value.detach() if isinstance(value, Tensor) else torch.tensor(value)
+        total, count = self._telemetry.get(name, (torch.zeros_like(tensor), 0))
+        self._telemetry[name] = (total + tensor, count + 1)
 
     def _means(self) -> dict[str, float]:
         return {name: float(total) / count for name, (total, count) in self._telemetry.items()}
@@ -266,11 +300,11 @@ class RegularizedModel(nn.Module):
 
     # -- optimizer ----------------------------------------------------------------------------------------------------
 
-    def parameter_groups(self, lr: float, weight_decay: float = 0.0) -> list[dict[str, Any]]:
+    def parameter_groups(self, lr: float, weight_decay: float = 0.0) -> Groups:
         """Groups for a torch optimizer: encoder with and without decay, then each method's own parameters.
 
         Args:
-            lr: learning rate of the encoder; a method may ask for a multiple of it.
+            lr: learning rate of the encoder; a method may ask for a multiple of it, for its own parameters or others.
             weight_decay: for weights of the encoder that are matrices; a method may ask for another.
         """
         trainable = [p for p in self.model.parameters() if p.requires_grad]
@@ -278,10 +312,21 @@ class RegularizedModel(nn.Module):
             {"name": "encoder", "params": [p for p in trainable if p.ndim > 1], "weight_decay": weight_decay},
             {"name": "encoder, no decay", "params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0},
         ]
-        own = self.own_parameter_groups(lr, weight_decay)
-        return [{"lr": lr, **group} for group in groups if group["params"]] + own
+        parted = self.follow_rules([{"lr": lr, **group} for group in groups if group["params"]])
+        return parted + self.own_parameter_groups(lr, weight_decay)
 
-    def own_parameter_groups(self, lr: float, weight_decay: float) -> list[dict[str, Any]]:
+    def follow_rules(self, groups: Groups) -> Groups:
+        """Groups of the encoder's parameters, parted where a method asks for other learning rates or weight decay.
+
+        Args:
+            groups: with "params", "lr" and "weight_decay".
+        """
+        return by_rule(groups, self._names(), self._rules)
+
+    def _names(self) -> dict[int, str]:
+        return {id(parameter): name for name, parameter in self.model.named_parameters()}
+
+    def own_parameter_groups(self, lr: float, weight_decay: float) -> Groups:
         """The groups of the methods' own parameters only, to add to an existing optimizer.
 
         Args:
@@ -290,24 +335,26 @@ class RegularizedModel(nn.Module):
         """
         groups = []
         for method in self.methods:
-            if method.key in self.method_modules:
+            if method.key in self.method_modules and (own := list(self.method_modules[method.key].parameters())):
                 wish = method.own_optimizer()
                 group = {
                     "name": method.key,
-                    "params": list(self.method_modules[method.key].parameters()),
+                    "params": own,
                     "lr": lr * wish.learning_rate_scale,
                     "weight_decay": weight_decay if wish.weight_decay is None else wish.weight_decay,
                 }
                 groups.append(group)
         return groups
 
-    def attach(self, optimizer: torch.optim.Optimizer) -> None:
-        """Check that an optimizer trains everything that the methods own.
+    def attach(self, optimizer: torch.optim.Optimizer, *, total_updates: int | None = None) -> None:
+        """Check that an optimizer trains everything as the methods want it, and let them act in its steps.
 
         Args:
             optimizer: built from `parameter_groups`, or from groups that contain them.
+            total_updates: how many steps it will take in all, for methods that must know.
         Raises:
-            MethodError: a parameter of a method is not in it.
+            MethodError: a parameter of a method is not in it, another is treated in another way than a method asks
+                for, or the number of steps is needed.
         """
         known = {id(p) for group in optimizer.param_groups for p in group["params"]}
         for name, parameter in self.method_modules.named_parameters():
@@ -316,6 +363,102 @@ class RegularizedModel(nn.Module):
                     f"the optimizer lacks the parameter {name} of method {name.split('.')[0]}; build it from "
                     "parameter_groups()."
                 )
+        check_rules(optimizer.param_groups, self._names(), self._rules)
+        for method in self.methods:
+            if method.needs_total and total_updates is None:
+                raise MethodError(f"{method.key} must know the length of training; give attach() total_updates.")
+        number = self._updates.number if self._updates is not None else self.updates
+        self.detach()
+        self._updates = UpdateHooks(
+            optimizer,
+            methods=[method for method in self.methods if acts_on_updates(method)],
+            modules=dict(self.method_modules.items()),
+            parameters={name: p for name, p in self.model.named_parameters() if p.requires_grad},
+            seed=self.seed,
+            number=number,
+            total=total_updates,
+            report=self._report,
+            notice=self.notice,
+        )
+
+    def detach(self) -> None:
+        """Take the methods off the optimizer; safe to call twice."""
+        if self._updates is not None:
+            self.updates = self._updates.number
+            self._updates.remove()
+            self._updates = None
+
+    @property
+    def wants_survey(self) -> bool:
+        """Some method must look at the training rows before the first step, and has not."""
+        return not self._surveyed and any(type(method).survey is not Method.survey for method in self.methods)
+
+    def survey(self, batches: Iterable[Mapping[str, Any]]) -> None:
+        """Let the methods that ask for it look at the training rows, one by one and without dropout.
+
+        It costs about one pass over the rows. Gradients that are there are lost.
+
+        Args:
+            batches: keyword arguments of `forward`, labels included.
+        """
+        for method in self.methods:
+            if type(method).survey is not Method.survey:
+                method.survey(self._rows(batches), self._gradients_of, self._owned(method))
+        self._surveyed = True
+
+    def _rows(self, batches: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Tensor]]:
+        for batch in batches:
+            self.spent.add(1, 1, 1)
+            for row in range(len(batch["labels"])):
+                yield {name: value[row : row + 1] for name, value in batch.items()}
+
+    def _gradients_of(self, row: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Of the label loss of one row, without dropout, by name of the trainable parameters that it reaches."""
+        trainable = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+        training = self.model.training
+        self.model.eval()
+        try:
+            inputs = {name: value for name, value in row.items() if name != "labels"}
+            with torch.enable_grad():
+                loss = self.task.loss(self.model(**inputs).logits, self.task.checked(row["labels"]))
+            found = torch.autograd.grad(loss, list(trainable.values()), allow_unused=True)
+        finally:
+            self.model.train(training)
+        return {name: g for name, g in zip(trainable, found, strict=True) if g is not None}
+
+    def _owned(self, method: Method) -> nn.Module | None:
+        return dict(self.method_modules.items()).get(method.key)
+
+    # -- the end of training ------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def swap_averages(self) -> bool:
+        """Exchange the weights and what methods offer in their place; a second call exchanges them back.
+
+        Returns:
+            Whether there was anything to exchange.
+        """
+        parameters, found = dict(self.model.named_parameters()), False
+        for method in self.methods:
+            for name, average in method.averages(self._owned(method)).items():
+                last = parameters[name].detach().clone()
+                parameters[name].copy_(average)
+                average.copy_(last)
+                found = True
+        return found
+
+    def finish(self) -> None:
+        """End the training: averaged weights take their place, adapters become part of the weights.
+
+        Nothing happens if no method has anything to do, or a second time.
+        """
+        if self.finished:
+            return
+        self.finished = self.swap_averages()
+        for method in self.methods:
+            if type(method).finish is not Method.finish:
+                method.finish(self._context(), self._owned(method))
+                self.finished = True
 
     def clip_grad_norm_(self, max_norm: float) -> Tensor:
         """Clip the gradients of the encoder and of each method's own parameters, each by its own norm.
@@ -337,7 +480,12 @@ class RegularizedModel(nn.Module):
 
         Args:
             folder: where to.
+        Raises:
+            MethodError: a method keeps the model from being plain until `finish` is called.
         """
+        for method in self.methods:
+            if type(method).finish is not Method.finish and not self.finished:
+                raise MethodError(f"{method.key} has not finished; call finish() before save_pretrained().")
         model: Any = self.model
         model.save_pretrained(folder)
 
@@ -353,6 +501,8 @@ class RegularizedModel(nn.Module):
             "methods": [method.key for method in self.methods],
             "micro_steps": self.micro_steps,
             "tokens": self.tokens,
+            "updates": self.updates if self._updates is None else self._updates.number,
+            "surveyed": self._surveyed,
             "spent": vars(self.spent),
             "notices": self.notices,
         }
@@ -375,7 +525,10 @@ class RegularizedModel(nn.Module):
             raise MethodError(f"{path} was saved with methods {state['methods']}; this run has {here}.")
         self.micro_steps, self.tokens, self.notices = state["micro_steps"], state["tokens"], state["notices"]
         self.spent, self._first = PassCount(**state["spent"]), True
-        if len(self.method_modules):
+        self.updates, self._surveyed = state["updates"], state["surveyed"]
+        if self._updates is not None:
+            self._updates.number = self.updates
+        if self.method_modules.state_dict():
             try:
                 self.method_modules.load_state_dict(load_file(Path(folder) / WEIGHTS_FILE))
             except (RuntimeError, OSError, SafetensorError):
@@ -385,7 +538,8 @@ class RegularizedModel(nn.Module):
                 ) from None
 
     def close(self) -> None:
-        """Remove every hook from the wrapped model; safe to call twice."""
+        """Remove every hook from the wrapped model and the optimizer; safe to call twice."""
+        self.detach()
         if self._sites is not None:
             self._sites.close()
             self._sites = None
@@ -396,4 +550,9 @@ class RegularizedModel(nn.Module):
             self._sites = Sites(self.model)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_sites": None, "_group": None}  # a copy is closed: hooks belong to the original
+        return {
+            **self.__dict__,
+            "_sites": None,
+            "_group": None,
+            "_updates": None,
+        }  # a copy is closed: hooks belong to the original

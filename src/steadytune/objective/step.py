@@ -1,6 +1,7 @@
 """The step: runs named passes at most once, adds the terms of all methods, and puts the label loss where it belongs."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +15,7 @@ from steadytune.functional import keyed_generator, keyed_seed
 from steadytune.methods.contract import Method, MethodError, Pass, PassKind
 from steadytune.objective.coefficients import Coefficients
 from steadytune.objective.rows import Group, joined, live, rank
+from steadytune.objective.settled import settle
 from steadytune.tasks import Task
 
 
@@ -84,6 +86,7 @@ class StepPlan:
         resume_at: layers at which a pass may be resumed.
         first: no step of this model has run before.
         count: labelled items of a batch, in a dtype whose quotients do not coarsen the gradient.
+        parameters: of the wrapped model.
         notice: where a sentence for the log and the record goes.
     """
 
@@ -96,6 +99,7 @@ class StepPlan:
     resume_at: frozenset[int]
     first: bool
     count: Callable[[Tensor], Tensor]
+    parameters: Sequence[nn.Parameter]
     notice: Callable[[str], None]
 
 
@@ -127,6 +131,9 @@ class TrainingStep:
     kept_edits: dict[str, list[Edits]] = field(default_factory=dict)
     asked: dict[str, tuple[Edits | None, str]] = field(default_factory=dict)
     resumed: dict[str, tuple[str, int, Tensor, str]] = field(default_factory=dict)
+    settled: dict[str, Tensor] = field(default_factory=dict)
+    probes: set[str] = field(default_factory=set)
+    main_start: RandomState | None = None
     telemetry: dict[str, list[Tensor]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -178,8 +185,11 @@ class TrainingStep:
         self.kept_edits.clear()
         self.asked.clear()
         self.resumed.clear()
+        self.settled.clear()
 
     def _task_loss(self, name: str) -> Tensor:
+        if name in self.settled:
+            return self.settled[name]
         output = self.clean if name == "clean" else self.outputs[name]
         assert output.logits is not None
         return self.plan.task.loss(output.logits, self.labels)
@@ -188,14 +198,19 @@ class TrainingStep:
 
     @property
     def clean(self) -> PassOutput:
-        """The pass without extra edits that all methods share; the only one that draws from the main stream."""
+        """The pass without extra edits that all methods share; it draws its dropout from the main stream."""
         if "clean" not in self.outputs:
-            if self.cell is not None:
-                group, place = self.cell
-                group.starts[place].restore()
             leaf = any(method.probes_embedding for method in self.plan.methods)
-            self.outputs["clean"] = self._run("clean", None, None, "clean", "label", leaf)
+            self.outputs["clean"] = self._run("clean", None, self._main_stream(), "clean", "label", leaf)
+            self.main_start = self.outputs["clean"].start
         return self.outputs["clean"]
+
+    def _main_stream(self) -> RandomState | None:
+        """Where the dropout of the clean pass starts; None to draw on from the main stream, once in a step."""
+        if self.main_start is None and self.cell is not None:
+            group, place = self.cell
+            group.starts[place].restore()
+        return self.main_start
 
     def run(
         self,
@@ -209,9 +224,19 @@ class TrainingStep:
         """The pass of this name; see `Step.run`."""
         if name not in self.outputs:
             base = dropout.removeprefix("as ")
-            start: RandomState | int = self._named_start(name) if dropout == "fresh" else self._known(base).start
-            stream = name if dropout == "fresh" else self.streams[base]
-            self.outputs[name] = self._run(name, edits, start, stream, kind, leaf_embedding)
+            start: RandomState | int | None
+            if dropout == "fresh":
+                start, stream = self._named_start(name), name
+            elif base == "clean":
+                start, stream = self._main_stream(), "clean"
+            else:
+                start, stream = self._known(base).start, self.streams[base]
+            with torch.no_grad() if kind == "teacher" else nullcontext():
+                self.outputs[name] = self._run(name, edits, start, stream, kind, leaf_embedding)
+            if kind == "probe":
+                self.probes.add(name)
+            if base == "clean":
+                self.main_start = self.outputs[name].start
             self.asked[name] = (edits, dropout)
         elif self.asked.get(name) != (edits, dropout):
             raise MethodError(f"the pass {name!r} was run with other edits or dropout; give this one its own name.")
@@ -239,15 +264,33 @@ class TrainingStep:
             raise MethodError(f"the pass {name!r} was run with other states or dropout; give this one its own name.")
         return self.outputs[name]
 
-    def gradient(self, name: str, *, wrt: Callable[[PassOutput], Tensor]) -> Tensor:
-        """Gradient of the label loss of a pass; see `Step.gradient`."""
+    def gradient(
+        self,
+        name: str,
+        *,
+        wrt: Callable[[PassOutput], Tensor],
+        of: Callable[[PassOutput], Tensor] | None = None,
+        settle: bool = False,
+    ) -> Tensor:
+        """Gradient of a loss of a pass; see `Step.gradient`."""
+        assert self.method is not None
         if not torch.is_grad_enabled():
-            assert self.method is not None
             raise MethodError(f"{self.method.key} needs a gradient inside the step; train outside torch.no_grad().")
         output = self._known(name)
+        if settle and (name != "clean" or self._alone()):
+            return self._settle(name, output, wrt)
         self.passes.add(activation_gradient=1)
-        (gradient,) = torch.autograd.grad(self._task_loss(name), wrt(output), retain_graph=True)
+        loss = self._task_loss(name) if of is None else of(output)
+        (gradient,) = torch.autograd.grad(loss, wrt(output), retain_graph=name not in self.probes)
         return gradient
+
+    def _settle(self, name: str, output: PassOutput, wrt: Callable[[PassOutput], Tensor]) -> Tensor:
+        gradient, self.settled[name] = settle(self._task_loss(name), output, wrt, self.plan.parameters)
+        return gradient
+
+    def _alone(self) -> bool:
+        """No other method adds a term or asks for a pass."""
+        return sum(type(method).loss is not Method.loss for method in self.plan.methods) == 1
 
     def _known(self, name: str) -> PassOutput:
         return self.clean if name == "clean" else self.outputs[name]

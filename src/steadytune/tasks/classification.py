@@ -10,8 +10,8 @@ from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from steadytune.functional import symmetric_kl
-from steadytune.tasks.task import Task, TaskError
+from steadytune.functional import directed_kl, symmetric_kl
+from steadytune.tasks.task import DivergenceForm, Task, TaskError
 
 ClassificationMetric = Literal["accuracy", "macro_f1", "matthews"]
 
@@ -55,15 +55,21 @@ class Classification(Task):
         return total / self.count(labels).clamp(min=1)
 
     def divergence(
-        self, one: Float[Tensor, "batch outputs"], other: Float[Tensor, "batch outputs"]
+        self,
+        one: Float[Tensor, "batch outputs"],
+        other: Float[Tensor, "batch outputs"],
+        form: DivergenceForm = "mean",
     ) -> Float[Tensor, ""]:
-        """Symmetric Kullback–Leibler divergence in nats; see `symmetric_kl`.
+        """Kullback–Leibler divergence in nats; see `symmetric_kl` and `directed_kl`.
 
         Args:
             one: (batch, classes).
             other: (batch, classes).
+            form: both directions or one.
         """
-        return symmetric_kl(one, other)
+        if form == "directed":
+            return directed_kl(one, other)
+        return symmetric_kl(one, other) * (2 if form == "sum" else 1)
 
     def scores(self, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
         """Accuracy, macro-averaged F1 and Matthews correlation.

@@ -9,7 +9,7 @@ from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import mean_squared_error
 from torch import Tensor
 
-from steadytune.tasks.task import Task
+from steadytune.tasks.task import DivergenceForm, Task
 
 
 class Regression(Task):
@@ -32,13 +32,17 @@ class Regression(Task):
         return error.square().sum() / self.count(labels).clamp(min=1)
 
     def divergence(
-        self, one: Float[Tensor, "batch outputs"], other: Float[Tensor, "batch outputs"]
+        self,
+        one: Float[Tensor, "batch outputs"],
+        other: Float[Tensor, "batch outputs"],
+        form: DivergenceForm = "mean",
     ) -> Float[Tensor, ""]:
         """Mean squared difference of the two predictions.
 
         Args:
             one: (batch, 1).
             other: (batch, 1).
+            form: without effect; there is one squared difference.
         """
         dtype = torch.promote_types(one.dtype, torch.float32)
         return (one.to(dtype) - other.to(dtype)).square().sum() / max(one.numel(), 1)

@@ -1,12 +1,15 @@
 """What a task is: how labels become a loss, scores and words."""
 
 import abc
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
+
+DivergenceForm = Literal["mean", "sum", "directed"]
+"""Of KL(p ‖ q) and KL(q ‖ p): their mean, their sum, or the first alone. A squared difference knows no such choice."""
 
 
 class TaskError(ValueError):
@@ -39,13 +42,17 @@ class Task(abc.ABC):
 
     @abc.abstractmethod
     def divergence(
-        self, one: Float[Tensor, "batch outputs"], other: Float[Tensor, "batch outputs"]
+        self,
+        one: Float[Tensor, "batch outputs"],
+        other: Float[Tensor, "batch outputs"],
+        form: DivergenceForm = "mean",
     ) -> Float[Tensor, ""]:
-        """How far two predictions of one batch are apart, symmetric, mean over the examples; float32 or wider.
+        """How far two predictions of one batch are apart, mean over the examples; float32 or wider.
 
         Args:
             one: scores of one pass.
             other: scores of another.
+            form: for distributions.
         """
 
     @abc.abstractmethod

@@ -77,14 +77,16 @@ class RegularizedTrainer(Trainer):
         return RegularizedModel(model, self.methods, task=task, seed=self.args.seed)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """As in `Trainer`.
+        """As in `Trainer`; then the methods have finished: an average takes the place of the weights.
 
         Args:
             args: as in `Trainer`.
             kwargs: as in `Trainer`.
         """
         try:
-            return super().train(*args, **kwargs)
+            result = super().train(*args, **kwargs)
+            self.regularized_model.finish()
+            return result
         finally:
             self.regularized_model.close()
 
@@ -100,10 +102,23 @@ class RegularizedTrainer(Trainer):
         fresh = self.optimizer is None
         optimizer: torch.optim.Optimizer = super().create_optimizer(model)
         if fresh:
+            optimizer.param_groups[:] = self.regularized_model.follow_rules(optimizer.param_groups)
             for group in self.regularized_model.own_parameter_groups(self.args.learning_rate, self.args.weight_decay):
                 optimizer.add_param_group(group)
-        self.regularized_model.attach(optimizer)
         return optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
+        """As in `Trainer`; now the methods learn how long training is, and meet the optimizer.
+
+        Args:
+            num_training_steps: as in `Trainer`.
+            optimizer: as in `Trainer`.
+        """
+        scheduler = super().create_scheduler(num_training_steps, optimizer)
+        found: Any = optimizer or self.optimizer
+        inner = getattr(found, "optimizer", found)  # accelerate wraps it, and only the inner one runs its hooks
+        self.regularized_model.attach(inner, total_updates=num_training_steps)
+        return scheduler
 
     def _wrap_model(self, model: nn.Module, training: bool = True, dataloader: DataLoader[Any] | None = None) -> Any:
         if not training:
