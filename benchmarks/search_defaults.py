@@ -29,7 +29,7 @@ from steadytune.training.fit import fit
 
 @dataclass(frozen=True)
 class Candidate:
-    """One setting of one method."""
+    """One setting of one method, or of the strong baseline: its parts as "method.setting", and `longer`."""
 
     method: str
     settings: Mapping[str, Any]
@@ -45,8 +45,15 @@ class Candidate:
 
     def recipe(self) -> Recipe:
         """As a recipe."""
-        methods = {} if self.method in ("plain", "hype-control") else {self.method: dict(self.settings)}
-        return Recipe(name=self.method, methods=methods, dropout=Dropout(hidden=self.hidden_dropout))
+        methods: dict[str, dict[str, Any]] = {}
+        longer = 1.0
+        for name, value in self.settings.items():
+            method, _, own = name.rpartition(".")
+            if name == "longer":
+                longer = value
+            else:
+                methods.setdefault(method or self.method, {})[own] = value
+        return Recipe(name=self.method, methods=methods, dropout=Dropout(hidden=self.hidden_dropout), longer=longer)
 
 
 CANDIDATES = (
@@ -56,6 +63,10 @@ CANDIDATES = (
     *(Candidate("scl", {"weight": weight, "temperature": 0.3}) for weight in (0.1, 0.3)),
     *(Candidate("cat", {"weight": weight, "temperature": 0.5, "epsilon": 1.0}) for weight in (0.03, 0.1)),
     *(Candidate("lnsr", {"weight": weight, "noise_std": 0.05}) for weight in (1.0, 10.0)),
+    *(
+        Candidate("strong", {"llrd.decay": decay, "averaging.decay": 0.97, "longer": longer})
+        for decay, longer in ((0.95, 2.0), (0.9, 2.0), (0.95, 3.0))
+    ),
     Candidate("asa", {"temperature": 0.5}),
     Candidate("asa", {"temperature": 0.5, "target_mask_fraction": 0.1}),
 )
@@ -138,6 +149,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/search_defaults"))
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--only", choices=list(SETS), nargs="+", default=list(SETS), help="share the work")
+    parser.add_argument("--method", help="only the candidates of this method, with the first seed")
     options = parser.parse_args()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -145,8 +157,9 @@ def main() -> None:
     root = Path(os.environ.get("STEADYTUNE_DATA", "../shared/data"))
     options.output.mkdir(parents=True, exist_ok=True)
     file = options.output / "records.jsonl"
-    for number, seed in enumerate(SEEDS):
+    for number, seed in enumerate(SEEDS[:1] if options.method else SEEDS):
         candidates = finalists(read(file)) if number else CANDIDATES
+        candidates = [found for found in candidates if options.method in (None, found.method)]
         for data in options.only:
             for candidate in candidates:
                 if (candidate.name, data, seed) in {key(row) for row in read(file)}:

@@ -7,6 +7,7 @@ that of a fresh process per variant.
 """
 
 import argparse
+import copy
 import json
 import statistics
 import subprocess
@@ -22,7 +23,30 @@ import torch
 from transformers import AutoModelForSequenceClassification
 from transformers.utils import logging
 
-from steadytune import ASA, CAT, LNSR, SCL, HyPe, RegularizedModel
+from steadytune import (
+    ASA,
+    CAT,
+    L2SP,
+    LLRD,
+    LNSR,
+    PGD,
+    R3F,
+    SCL,
+    SMART,
+    Averaging,
+    ChildTuning,
+    FreeLB,
+    HyPe,
+    LabelSmoothing,
+    LoRA,
+    Mixout,
+    NEFTune,
+    NoisyTune,
+    RDrop,
+    RegularizedModel,
+    ReInit,
+    TopK,
+)
 from steadytune.encoders.bundled import bundled_encoder
 from steadytune.encoders.families import dropout_settings
 from steadytune.methods import Method
@@ -59,6 +83,27 @@ VARIANTS = (
     Variant("asa", (ASA(),), 0.1, 2.13),
     Variant("scl+cat+lnsr+hype", FOUR, 0.1, 10 / 3),
     Variant("scl+cat+lnsr+hype+asa", (*FOUR, ASA()), 0.1, 10 / 3 + 1.13),
+    Variant("rdrop", (RDrop(),), 0.1, 2.0),
+    Variant("r3f", (R3F(),), 0.1, 2.0),
+    Variant("r4f", (R3F(spectral_norm=True),), 0.1, 2.0),
+    Variant("fgm", (PGD(steps=1),), 0.1, 2.0),
+    Variant("pgd, 3 steps", (PGD(steps=3),), 0.1, 10 / 3),
+    Variant("freelb, 3 steps", (FreeLB(),), 0.1, 3.0),
+    Variant("smart", (SMART(),), 0.1, 3.0),
+    Variant("vat", (SMART(target="clean", norm="l2", bregman=0.0),), 0.1, 8 / 3),
+    Variant("mixout", (Mixout(),), 0.1, 1.0),
+    Variant("child_tuning F", (ChildTuning(mode="F"),), 0.1, 1.0),
+    Variant("child_tuning D", (ChildTuning(mode="D", fisher_rows=4),), 0.1, 1.0),
+    Variant("reinit", (ReInit(),), 0.1, 1.0),
+    Variant("l2sp", (L2SP(),), 0.1, 1.0),
+    Variant("l2sp penalty", (L2SP(form="penalty"),), 0.1, 1.0),
+    Variant("llrd", (LLRD(),), 0.1, 1.0),
+    Variant("averaging", (Averaging(),), 0.1, 1.0),
+    Variant("label_smoothing", (LabelSmoothing(),), 0.1, 1.0),
+    Variant("neftune", (NEFTune(),), 0.1, 1.0),
+    Variant("noisytune", (NoisyTune(),), 0.1, 1.0),
+    Variant("topk, 3 of 6 layers", (TopK(layers=3),), 0.1, 2 / 3),
+    Variant("lora", (LoRA(),), 0.1, 2 / 3),
     Variant("plain, no hidden dropout", None, 0.0, 1.0),
     Variant("hype, no hidden dropout", (NOISE,), 0.0, 1.0),
 )
@@ -86,6 +131,7 @@ def batch(rows: int, length: int, device: torch.device) -> dict[str, torch.Tenso
 
 def timed(variant: Variant, model: Any, inputs: dict[str, torch.Tensor], steps: int) -> float:
     """Seconds of `steps` training steps after one that is not counted."""
+    model = copy.deepcopy(model)  # some methods change it
     wrapped = None if variant.methods is None else RegularizedModel(model, variant.methods)
     trained = model if wrapped is None else wrapped
     trained.train()
@@ -93,6 +139,10 @@ def timed(variant: Variant, model: Any, inputs: dict[str, torch.Tensor], steps: 
     groups = parameters if wrapped is None else wrapped.parameter_groups(lr=1e-9)
     clip = partial(torch.nn.utils.clip_grad_norm_, parameters) if wrapped is None else wrapped.clip_grad_norm_
     optimizer = torch.optim.AdamW(groups, lr=1e-9, fused=True)
+    if wrapped is not None:
+        wrapped.attach(optimizer, total_updates=steps + 1)
+        if wrapped.wants_survey:
+            wrapped.survey([{name: value[:4] for name, value in inputs.items()}])
     start = 0.0
     for number in range(steps + 1):
         if number == 1:

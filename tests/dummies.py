@@ -1,6 +1,6 @@
 """Methods that do one thing each, to prove the engine with; they are nobody's regularizer."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from steadytune.encoders import Edits, PassOutput
-from steadytune.methods.contract import Context, Method, Mix, Pass, Step
+from steadytune.methods.contract import Context, Method, Mix, ParameterRule, Pass, Step, Update
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,3 +182,138 @@ class Watch(Dummy):
     def loss(self, step: Step, state: nn.Module | None) -> None:
         found: Mapping[str, Any] = self.look(step)
         self.seen.update(found)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Climb(Dummy):
+    """Label loss on the clean pass and on one moved along its gradient; the clean pass is settled if it may be."""
+
+    key: ClassVar[str] = "climb"
+    mix: ClassVar[Mix] = "none"
+    probes_embedding: ClassVar[bool] = True
+    size: float = 0.1
+    settle: bool = True
+    base: str = "clean"
+
+    def label_passes(self) -> tuple[str, ...]:
+        return (self.base, "climbed")
+
+    def loss(self, step: Step, state: nn.Module | None) -> None:
+        if self.base != "clean":
+            step.run(self.base, dropout="as clean", kind="label")
+        gradient = step.gradient(self.base, wrt=embedding_of, settle=self.settle)
+        offset = self.size * gradient / gradient.norm()
+        step.run("climbed", edits=Edits(embedding=lambda states: states + offset), kind="label")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reweighted(Dummy):
+    """Every matrix times a factor, in passes that carry a loss."""
+
+    key: ClassVar[str] = "reweighted"
+    mix: ClassVar[Mix] = "none"
+    factor: float = 1.5
+
+    def check(self, context: Context) -> None:
+        context.anatomy.require("weights", self.key)
+
+    def edits(self, now: Pass) -> Edits | None:
+        return Edits(weights=lambda name, value: self.factor * value if value.ndim > 1 else value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Taught(Dummy):
+    """Squared distance of the scores to those of a model whose matrices are half as large."""
+
+    key: ClassVar[str] = "taught"
+    mix: ClassVar[Mix] = "additive"
+    weight: float = 0.5
+
+    def loss(self, step: Step, state: nn.Module | None) -> Tensor:
+        half = Edits(weights=lambda name, value: value / 2 if value.ndim > 1 else value)
+        taught = step.run("teacher", edits=half, dropout="as clean", kind="teacher")
+        assert taught.logits is not None and step.clean.logits is not None
+        assert not taught.logits.requires_grad
+        return (step.clean.logits - taught.logits).square().mean()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Updates(Dummy):
+    """Halves gradients before a step, adds 1 to biases after it, and keeps what it was told."""
+
+    key: ClassVar[str] = "updates"
+    mix: ClassVar[Mix] = "none"
+    seen: list[Update] = field(default_factory=list, compare=False)
+    norms: list[float] = field(default_factory=list, compare=False)
+
+    def before_update(self, now: Update, state: nn.Module | None) -> None:
+        gradients = [p.grad for p in now.parameters.values() if p.grad is not None]
+        self.norms.append(float(torch.cat([gradient.flatten() for gradient in gradients]).norm()))
+        for gradient in gradients:
+            gradient.mul_(0.5)
+
+    def after_update(self, now: Update, state: nn.Module | None) -> None:
+        self.seen.append(now)
+        now.report("steps_seen", float(len(self.seen)))
+        for parameter in now.parameters.values():
+            if parameter.ndim == 1:
+                parameter.add_(1.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ruled(Dummy):
+    """Other learning rates and decay for the classifier."""
+
+    key: ClassVar[str] = "ruled"
+    mix: ClassVar[Mix] = "none"
+    rule: ParameterRule = field(default_factory=lambda: ParameterRule(0.5, 0.0))
+
+    def parameter_rules(self, context: Context) -> Mapping[str, ParameterRule]:
+        return {name: self.rule for name, _ in context.model.named_parameters() if name.startswith("classifier")}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RuledAgain(Ruled):
+    """The same under another key."""
+
+    key: ClassVar[str] = "ruled_again"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Surveyor(Dummy):
+    """Sums the squared gradients of single rows."""
+
+    key: ClassVar[str] = "surveyor"
+    mix: ClassVar[Mix] = "none"
+    found: dict[str, Tensor] = field(default_factory=dict, compare=False)
+
+    @property
+    def wants_survey(self) -> bool:
+        return True
+
+    def survey(self, examples: Iterable[Mapping[str, Tensor]], gradients: Any, state: nn.Module | None) -> None:
+        for example in examples:
+            assert len(example["labels"]) == 1
+            for name, gradient in gradients(example).items():
+                self.found[name] = self.found.get(name, 0) + gradient.square()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ZeroInTheEnd(Dummy):
+    """Offers zeros in place of the classifier's weights, and makes nothing plain in the end."""
+
+    key: ClassVar[str] = "zero_in_the_end"
+    mix: ClassVar[Mix] = "none"
+    finished: list[bool] = field(default_factory=list, compare=False)
+
+    def setup(self, context: Context) -> nn.Module:
+        module = nn.Module()
+        module.register_buffer("weight", torch.zeros(dict(context.model.named_parameters())["classifier.weight"].shape))
+        return module
+
+    def averages(self, state: nn.Module | None) -> Mapping[str, Tensor]:
+        assert state is not None
+        return {"classifier.weight": state.get_buffer("weight")}
+
+    def finish(self, context: Context, state: nn.Module | None) -> None:
+        self.finished.append(True)

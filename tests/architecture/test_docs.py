@@ -1,11 +1,13 @@
 """The docs say what the program does: their plans are plans, their tables are those of the programs that made them."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import yaml
 
+from steadytune.methods.cards import compatibility_rules, compatibility_table, method_table
 from steadytune.recipes.recipe import validated
 from steadytune.studies import Plan
 
@@ -30,6 +32,17 @@ def test_every_plan_in_the_docs_can_be_read(page: Path) -> None:
 
 def test_some_page_shows_a_plan() -> None:
     assert any(blocks(page, "yaml") for page in PAGES)
+
+
+@pytest.mark.parametrize(
+    ("name", "made"),
+    [("methods", method_table), ("matrix", compatibility_table), ("rules", compatibility_rules)],
+    ids=["methods", "matrix", "rules"],
+)
+def test_the_page_of_methods_shows_what_cards_and_pairs_say(name: str, made: Callable[[], str]) -> None:
+    page = (ROOT / "docs/reference/methods.md").read_text(encoding="utf-8")
+    shown = page.split(f"<!-- {name} -->\n")[1].split(f"\n<!-- /{name} -->")[0]
+    assert shown == made(), f"paste what steadytune.methods.cards.{made.__name__}() gives"
 
 
 def test_the_tables_of_simulated_studies_are_those_of_the_benchmark() -> None:

@@ -14,7 +14,8 @@ import pytest
 
 Run = Callable[[str], Any]
 
-SHORT = "compare reviews.csv -m encoder --max-length 32 --learning-rate 0.003 --epochs 1 --eval-rows 8"
+BARE = "compare reviews.csv -m encoder --max-length 32 --learning-rate 0.003 --epochs 1 --eval-rows 8"
+SHORT = BARE + " --second-baseline none"
 
 
 def scores(folder: Path) -> dict[str, dict[str, Any]]:
@@ -63,6 +64,19 @@ def test_controls_are_run_and_not_judged(workplace: Path, run: Run) -> None:
     (table,) = json.loads(done.out)["tables"]
     control = next(arm for arm in table["arms"] if arm["role"] == "control")
     assert (control["recipe"], control["verdict"]) == ("hype-control", None)
+
+
+def test_the_strong_baseline_joins_unless_it_is_left_out_and_trains_longer(workplace: Path, run: Run) -> None:
+    done = run(BARE + " --recipes plain,hype --seeds 1 --json -o out")
+    (table,) = json.loads(done.out)["tables"]
+    arms = {arm["recipe"]: arm for arm in table["arms"]}
+    assert (arms["strong"]["role"], arms["strong"]["verdict"]) == ("control", None)
+    steps = {}
+    for path in Path("out/records").iterdir():
+        record = json.loads(path.read_text())
+        steps[record["cell"]["recipe"]] = record["cost"]["optimizer_steps"]
+    assert steps["strong"] == 2 * steps["plain"]
+    assert "earned by the control" in Path("out/report.html").read_text()
 
 
 def test_equal_compute_gives_the_cheaper_recipe_more_steps(workplace: Path, run: Run) -> None:

@@ -21,6 +21,9 @@ def compare(
         typer.Argument(help="CSV, TSV, JSONL or Parquet file, dataset folder, `owner/name` on the hub, or `sample`."),
     ],
     recipes: Annotated[str, typer.Option(help="Recipes or stacks, comma-separated; the first is the baseline.")],
+    second_baseline: Annotated[
+        str, typer.Option(help="A recipe that every gain is also held against; `none` for none.")
+    ] = "strong",
     seeds: Annotated[int, typer.Option(help="Runs of each recipe; a verdict needs at least 5.")] = 5,
     controls: Annotated[bool, typer.Option("--controls", help="Also run what isolates each method.")] = False,
     layers: Annotated[bool, typer.Option("--layers", help="Also look inside the models of the first seed.")] = False,
@@ -76,6 +79,7 @@ def compare(
         "tasks": {name: {"source": data, **options.given(columns)}},
         "protocols": {", ".join(f"{key} {value}" for key, value in protocol.items()) or "all rows": protocol},
         "recipes": [part.strip() for part in recipes.split(",")],
+        "second_baseline": None if second_baseline == "none" else second_baseline,
         "controls": controls,
         "layers": layers,
         "seeds": seeds,

@@ -17,7 +17,7 @@ def methods(
 
     Example: `steadytune methods scl`
     """
-    from steadytune.methods.cards import read_card, read_cards
+    from steadytune.methods.cards import needs, read_card, read_cards
 
     if key is not None:
         card = read_card(key)
@@ -30,23 +30,26 @@ def methods(
     if as_json:
         print_json([card.front for card in cards])
         return 0
-    columns = ["key", "title", "place", "sites", "labels", "forward", "backward", "cost", "status"]
+    columns = ["key", "title", "place", "needs", "forward", "backward", "floor", "cost", "status"]
     rows = [
         [
             card.front["name"],
             card.front["title"],
             card.front["place"],
-            ", ".join(card.front["sites"]) or "none",
-            "yes" if card.front["needs_labels"] else "no",
+            needs(card.front),
             f"+{card.front['extra_forward']:g}",
             f"+{card.front['extra_backward']:g}",
+            f"{card.front['floor']:.2f}",
             f"{card.front['measured_cost']:.2f}",
             card.front["status"],
         ]
         for card in cards
     ]
     out.print(table(columns, rows))
-    out.print("forward, backward: extra passes; cost: measured step time over plain fine-tuning at equal dropout.")
+    out.print(
+        "needs: labels for its term, a site that not every family offers, a task with classes. forward, backward: "
+        "extra passes; floor, cost: derived and measured step time over plain fine-tuning at equal dropout."
+    )
     return 0
 
 

@@ -39,6 +39,9 @@ def study(
     output: Annotated[
         str | None, typer.Option("--output", "-o", help="Folder of the study.", show_default="runs/study-PLAN")
     ] = None,
+    tasks: Annotated[
+        str | None, typer.Option(help="Only these tasks of the plan, comma-separated.", show_default="all")
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print runs, cost and what is done; write nothing.")
     ] = False,
@@ -63,7 +66,7 @@ def study(
         if workers > 1:
             raise typer.BadParameter("--ray divides the runs by itself; leave --workers out.")
         executors.ray_module()
-    wanted = _checked(plan)
+    wanted = _narrowed(_checked(plan), plan, tasks)
     with _located(plan):
         outlook = look_ahead(wanted)
         agenda = executors.Agenda.of(wanted, outlook)
@@ -105,6 +108,19 @@ def study(
 
 
 study.__doc__ = f"{study.__doc__}\n{_EXAMPLE}"
+
+
+def _narrowed(plan: "Plan", place: str, tasks: str | None) -> "Plan":
+    """The plan with some of its tasks."""
+    from steadytune.studies import PlanError
+
+    if tasks is None:
+        return plan
+    names = [name.strip() for name in tasks.split(",")]
+    for name in names:
+        if name not in plan.tasks:
+            raise PlanError(f"{place} has no task {name!r}; its tasks are {', '.join(plan.tasks)}.")
+    return plan.model_copy(update={"tasks": {name: plan.tasks[name] for name in names}})
 
 
 @contextmanager

@@ -238,6 +238,12 @@ class Anatomy:
     sentence_token: int
     dropout: dict[str, float]
 
+    @property
+    def pooler(self) -> nn.Module | None:
+        """The encoder's own map of the sentence token after its layers, or None; other heads lie outside `base`."""
+        found: nn.Module | None = getattr(self.base, "pooler", None)
+        return found
+
     def attention_blocks(self) -> Iterator[tuple[nn.Module, nn.Module]]:
         """Each layer's attention block and the module whose output enters its feed-forward block."""
         for layer in self.layers:

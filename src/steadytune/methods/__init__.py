@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from steadytune.methods.asa import ASA
+    from steadytune.methods.averaging import Averaging
     from steadytune.methods.cat import CAT
+    from steadytune.methods.child_tuning import ChildTuning
     from steadytune.methods.contract import (
         Context,
         Method,
@@ -18,16 +20,46 @@ if TYPE_CHECKING:
         Update,
         setting,
     )
+    from steadytune.methods.freelb import FreeLB
     from steadytune.methods.hype import HyPe
+    from steadytune.methods.l2sp import L2SP
+    from steadytune.methods.label_smoothing import LabelSmoothing
+    from steadytune.methods.llrd import LLRD
     from steadytune.methods.lnsr import LNSR
+    from steadytune.methods.lora import LoRA
+    from steadytune.methods.mixout import Mixout
+    from steadytune.methods.neftune import NEFTune
+    from steadytune.methods.noisytune import NoisyTune
+    from steadytune.methods.pgd import PGD
+    from steadytune.methods.r3f import R3F
+    from steadytune.methods.rdrop import RDrop
+    from steadytune.methods.reinit import ReInit
     from steadytune.methods.scl import SCL
+    from steadytune.methods.smart import SMART
+    from steadytune.methods.topk import TopK
 
 METHODS: dict[str, str] = {
     "asa": "ASA",
+    "averaging": "Averaging",
     "cat": "CAT",
+    "child_tuning": "ChildTuning",
+    "freelb": "FreeLB",
     "hype": "HyPe",
+    "l2sp": "L2SP",
+    "label_smoothing": "LabelSmoothing",
+    "llrd": "LLRD",
     "lnsr": "LNSR",
+    "lora": "LoRA",
+    "mixout": "Mixout",
+    "neftune": "NEFTune",
+    "noisytune": "NoisyTune",
+    "pgd": "PGD",
+    "r3f": "R3F",
+    "rdrop": "RDrop",
+    "reinit": "ReInit",
     "scl": "SCL",
+    "smart": "SMART",
+    "topk": "TopK",
 }
 _CONTRACT = (
     *("Context", "Method", "MethodError", "OwnOptimizer", "ParameterRule", "Pass", "Step", "Update"),
@@ -38,17 +70,33 @@ _HOMES = {name: key for key, name in METHODS.items()} | dict.fromkeys(_CONTRACT,
 __all__ = [
     "ASA",
     "CAT",
+    "L2SP",
+    "LLRD",
     "LNSR",
     "METHODS",
+    "PGD",
+    "R3F",
     "SCL",
+    "SMART",
+    "Averaging",
+    "ChildTuning",
     "Context",
+    "FreeLB",
     "HyPe",
+    "LabelSmoothing",
+    "LoRA",
     "Method",
     "MethodError",
+    "Mixout",
+    "NEFTune",
+    "NoisyTune",
     "OwnOptimizer",
     "ParameterRule",
     "Pass",
+    "RDrop",
+    "ReInit",
     "Step",
+    "TopK",
     "Update",
     "method_class",
     "setting",

@@ -1,5 +1,6 @@
 """Cards: one page of prose per method, with front matter that programs read. Never imports torch."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import yaml
 
 from steadytune.methods import METHODS
+from steadytune.methods.compatibility import CORE, known_pairings, pairing
 
 
 class UnknownMethod(ValueError):
@@ -46,18 +48,53 @@ def read_cards() -> list[Card]:
     return [read_card(key) for key in METHODS]
 
 
-def method_table() -> str:
-    """The methods as a Markdown table, from the cards' front matter."""
+def method_table(keys: Iterable[str] = tuple(METHODS)) -> str:
+    """Methods as a Markdown table, from the cards' front matter.
+
+    Args:
+        keys: which.
+    """
     lines = [
-        "| key | method | source | place | labels | forward | backward | cost | status |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| key | method | source | place | needs | forward | backward | floor | cost | status |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
-    for card in read_cards():
-        front = card.front
-        labels = "needed" if front["needs_labels"] else ""
+    for key in keys:
+        front = read_card(key).front
         lines.append(
             f"| `{front['name']}` | {front['title']} | {front['source'].split(',')[0]} et al., {front['year']} "
-            f"| {front['place']} | {labels} | +{front['extra_forward']:g} | +{front['extra_backward']:g} "
-            f"| {front['measured_cost']:.2f} | {front['status']} |"
+            f"| {front['place']} | {needs(front)} | +{front['extra_forward']:g} | +{front['extra_backward']:g} "
+            f"| {front['floor']:.2f} | {front['measured_cost']:.2f} | {front['status']} |"
         )
     return "\n".join(lines)
+
+
+def needs(front: dict[str, Any]) -> str:
+    """What a method needs of model and data, in words.
+
+    Args:
+        front: of its card.
+    """
+    wanted = ["labels"] if front["needs_labels"] else []
+    wanted += [site for site in front["sites"] if site in ("attention", "inside", "weights")]
+    wanted += ["classes"] if front["tasks"] == ["classification"] else []
+    return ", ".join(wanted)
+
+
+_MARKS = {"allowed": "+", "rule": "r", "redundant": "=", "forbidden": "x"}
+
+
+def compatibility_table() -> str:
+    """Every method beside each of the five core methods, as a Markdown table of marks."""
+    lines = ["| | " + " | ".join(CORE) + " |", "|---" * (len(CORE) + 1) + "|"]
+    for key in METHODS:
+        found = ["" if key == core else pairing(key, core) for core in CORE]
+        marks = [p if isinstance(p, str) else _MARKS[p.verdict] + ("*" if p.claimed else "") for p in found]
+        lines.append(f"| `{key}` | " + " | ".join(marks) + " |")
+    return "\n".join(lines)
+
+
+def compatibility_rules() -> str:
+    """Every pair that has a rule, is redundant or refused, as a Markdown list."""
+    said = {"rule": "", "redundant": "redundant: ", "forbidden": "refused: ", "allowed": ""}
+    pairs = [(pair, known) for pair, known in known_pairings().items() if known.why]
+    return "\n".join(f"- `{one}` and `{two}`: {said[known.verdict]}{known.why}." for (one, two), known in pairs)

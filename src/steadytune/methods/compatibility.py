@@ -7,6 +7,9 @@ from typing import Literal
 
 from steadytune.methods.settings import MethodError
 
+CORE = ("scl", "cat", "hype", "lnsr", "asa")
+"""The methods of the five papers; all others are their rivals and companions."""
+
 Verdict = Literal["allowed", "redundant", "rule", "forbidden"]
 
 
@@ -85,6 +88,11 @@ def pairing(one: str, other: str) -> Pairing:
         other: key of another.
     """
     return _PAIRINGS.get((one, other)) or _PAIRINGS.get((other, one)) or Pairing("allowed")
+
+
+def known_pairings() -> dict[tuple[str, str], Pairing]:
+    """All pairs about which more is known than that they do not touch each other."""
+    return dict(_PAIRINGS)
 
 
 def check_together(keys: Sequence[str]) -> list[str]:

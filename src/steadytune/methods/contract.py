@@ -66,6 +66,8 @@ class Pass:
         generator: a stream named by its arguments; the same in a recomputed or replayed pass.
         report: telemetry, by name.
         notice: a sentence for the log and the record, said once.
+        inputs: the model's inputs without the labels; not to be changed.
+        state: what the method's `setup` returned.
     """
 
     name: str
@@ -75,6 +77,8 @@ class Pass:
     generator: Callable[..., torch.Generator]
     report: Callable[[str, Tensor | float], None]
     notice: Callable[[str], None]
+    inputs: Mapping[str, Tensor]
+    state: nn.Module | None
 
 
 @dataclass(frozen=True)
@@ -235,7 +239,6 @@ class Method(abc.ABC):
         early_gradient: it sends gradients along ways that re-entrant gradient checkpointing cuts.
         setup_order: methods that change the loaded model come first: 0 sets weights anew, 1 adds noise to them,
             2 freezes or adapts them; 3, the usual, finds them as they will train.
-        needs_total: it must know how many optimizer steps there will be.
         average_is_optional: the last weights are as good a result as its `averages`; validation may choose.
     """
 
@@ -244,7 +247,6 @@ class Method(abc.ABC):
     probes_embedding: ClassVar[bool] = False
     early_gradient: ClassVar[bool] = False
     setup_order: ClassVar[int] = 3
-    needs_total: ClassVar[bool] = False
     average_is_optional: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
@@ -265,6 +267,27 @@ class Method(abc.ABC):
     def active(self) -> bool:
         """Whether the settings ask for any effect; an inactive method costs nothing."""
         return self.mix == "none" or self.coefficient > 0
+
+    @property
+    def needs_total(self) -> bool:
+        """Whether it must know how many optimizer steps there will be; a class whose every setting does may say so."""
+        return False
+
+    @property
+    def acts_on_updates(self) -> bool:
+        """Whether it has a part in optimizer steps, which must then be attached."""
+        kind = type(self)
+        return kind.before_update is not Method.before_update or kind.after_update is not Method.after_update
+
+    @property
+    def wants_survey(self) -> bool:
+        """Whether `survey` must look at the training rows before the first step."""
+        return False
+
+    @property
+    def offers_weights(self) -> bool:
+        """Whether `averages` will give weights in place of the last ones; one method of a stack may."""
+        return type(self).averages is not Method.averages
 
     def check(self, context: Context) -> None:  # noqa: B027 - most methods act everywhere
         """Refuse, in one sentence, where this method cannot act.
@@ -306,7 +329,7 @@ class Method(abc.ABC):
         gradients: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]],
         state: nn.Module | None,
     ) -> None:
-        """Look at the training rows once, before the first step; a method that overrides this needs it.
+        """Look at the training rows once, before the first step; asked of a method that `wants_survey`.
 
         Args:
             examples: batches of one row each.

@@ -55,6 +55,8 @@ class RegularizedModel(nn.Module):
         self.model = model
         self.methods = tuple(method for method in methods if method.active)
         redundant = check_together([method.key for method in self.methods])
+        if len(offering := [method.key for method in self.methods if method.offers_weights]) > 1:
+            raise MethodError(f"{' and '.join(offering)} both put other weights in place in the end; leave one out.")
         self.task = task or infer_task(model)
         for method in self.methods:
             self.task = method.training_task(self.task)
@@ -158,7 +160,7 @@ class RegularizedModel(nn.Module):
         for method in self.methods:
             if acts_on_updates(method) and self._updates is None:
                 raise MethodError(f"{method.key} acts in optimizer steps; call attach(optimizer) before training.")
-            if type(method).survey is not Method.survey and not self._surveyed:
+            if method.wants_survey and not self._surveyed:
                 raise MethodError(
                     f"{method.key} looks at the training rows first; give their batches to survey() before training."
                 )
@@ -391,7 +393,7 @@ class RegularizedModel(nn.Module):
     @property
     def wants_survey(self) -> bool:
         """Some method must look at the training rows before the first step, and has not."""
-        return not self._surveyed and any(type(method).survey is not Method.survey for method in self.methods)
+        return not self._surveyed and any(method.wants_survey for method in self.methods)
 
     def survey(self, batches: Iterable[Mapping[str, Any]]) -> None:
         """Let the methods that ask for it look at the training rows, one by one and without dropout.
@@ -402,7 +404,7 @@ class RegularizedModel(nn.Module):
             batches: keyword arguments of `forward`, labels included.
         """
         for method in self.methods:
-            if type(method).survey is not Method.survey:
+            if method.wants_survey:
                 method.survey(self._rows(batches), self._gradients_of, self._owned(method))
         self._surveyed = True
 

@@ -334,7 +334,10 @@ class TrainingStep:
         def report(telemetry_name: str, value: Tensor | float) -> None:
             self._report(method, telemetry_name, value)
 
-        return Pass(name, kind, self.plan.first, self.compute_dtype, generator, report, self.plan.notice)
+        state = self.plan.modules.get(method.key)
+        return Pass(
+            name, kind, self.plan.first, self.compute_dtype, generator, report, self.plan.notice, self.inputs, state
+        )
 
     # -- what else a method may ask for -------------------------------------------------------------------------------
 

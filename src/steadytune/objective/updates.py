@@ -94,8 +94,7 @@ def acts_on_updates(method: Method) -> bool:
     Args:
         method: any.
     """
-    kind = type(method)
-    return kind.before_update is not Method.before_update or kind.after_update is not Method.after_update
+    return method.acts_on_updates
 
 
 class UpdateHooks:
@@ -153,13 +152,13 @@ class UpdateHooks:
     def _update(self, optimizer: torch.optim.Optimizer, method: Method) -> Update:
         rates = {id(p): float(group["lr"]) for group in optimizer.param_groups for p in group["params"]}
         known = {name: p for name, p in self._parameters.items() if id(p) in rates}
-        device = next(iter(self._parameters.values())).device
+        device, number = next(iter(self._parameters.values())).device, self.number
 
         def generator(*key: int | str) -> torch.Generator:
-            return keyed_generator(device, self._seed, method.key, "update", self.number, *key)
+            return keyed_generator(device, self._seed, method.key, "update", number, *key)
 
         return Update(
-            number=self.number,
+            number=number,
             total=self.total,
             parameters=known,
             learning_rates={name: rates[id(p)] for name, p in known.items()},

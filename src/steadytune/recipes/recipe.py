@@ -43,6 +43,7 @@ class Recipe(BaseModel):
         title: one line.
         methods: settings by method key, in the order of application.
         dropout: what it proposes for the encoder.
+        longer: factor of the optimizer steps of a run, as in a baseline that trains longer.
         origin: where each value comes from, by "key.setting".
     """
 
@@ -52,6 +53,7 @@ class Recipe(BaseModel):
     title: str = ""
     methods: dict[str, dict[str, Any]] = {}
     dropout: Dropout = Dropout()
+    longer: float = Field(1.0, ge=1, allow_inf_nan=False)
     origin: dict[str, str] = {}
 
     def build(self) -> tuple[Method, ...]:
@@ -145,11 +147,18 @@ def _stack(first: Recipe, second: Recipe) -> Recipe:
         dropout[name] = b if a is None else a
     for key in first.methods.keys() & second.methods.keys():
         raise RecipeError(f"recipes {first.name!r} and {second.name!r} both set the method {key!r}; name it once.")
+    factors = {recipe.longer for recipe in (first, second)} - {1.0}
+    if len(factors) > 1:
+        raise RecipeError(
+            f"recipes {first.name!r} and {second.name!r} set longer differently: {first.longer:g} and "
+            f"{second.longer:g}."
+        )
     return Recipe(
         name=f"{first.name}+{second.name}",
         title=f"{first.title}; {second.title}",
         methods={**first.methods, **second.methods},
         dropout=Dropout(**dropout),
+        longer=max(first.longer, second.longer),
         origin={**first.origin, **second.origin},
     )
 

@@ -78,7 +78,8 @@ class RunSettings(BaseModel):
     Attributes:
         epochs: passes over the training rows.
         min_steps: smallest number of optimizer steps, however few the rows.
-        steps: exact number of optimizer steps, in place of `epochs` and `min_steps`; null to follow them.
+        steps: exact number of optimizer steps, in place of `epochs` and `min_steps`; null to follow them. A recipe that
+            trains `longer` multiplies either.
         batch_size: rows of one forward pass in one process.
         accumulation_steps: forward passes of one optimizer step.
         learning_rate: peak; if null, 1e-4 for the bundled encoder and 2e-5 for others.

@@ -27,7 +27,7 @@ class Outlook:
 
     Attributes:
         steps: optimizer steps by place, at equal steps.
-        equal_compute_steps: optimizer steps by place that give every recipe of a task the same pass units.
+        equal_compute_steps: `run.steps` by place that gives every recipe of a task the same pass units.
         units_per_step: pass units of one optimizer step by place; plain has 3 per batch.
         seconds: estimated time of one run by place, at equal steps.
         equal_compute_seconds: the same at equal pass units.
@@ -65,6 +65,7 @@ def look_ahead(plan: Plan) -> Outlook:
     units: dict[Place, float] = {}
     seconds: dict[Place, float] = {}
     fair_seconds: dict[Place, float] = {}
+    longer: dict[Place, float] = {}
     data = {}
     scored: dict[str, dict[str, tuple[str, str]]] = {}
     prints: dict[tuple[str, str], dict[int, dict[str, str]]] = {}
@@ -86,17 +87,18 @@ def look_ahead(plan: Plan) -> Outlook:
                 place = (task, protocol, recipe.name)
                 places.append(place)
                 batches = math.ceil(len(ready.rows["train"]) / plan.run.batch_size)
-                steps[place] = planned_steps(plan.run, batches)
+                steps[place] = planned_steps(plan.run, batches, recipe.longer)
+                longer[place] = recipe.longer
                 units[place] = plan.run.accumulation_steps * _units(ready, config)
             most = max(steps[place] * units[place] for place in places)
             evaluated = sum(len(ready.rows[name]) for name in ("dev", "test")) / plan.run.batch_size / _PLAIN_UNITS
             before = _steps_before(config)
             for place in places:
-                fair[place] = round(most / units[place])
+                fair[place] = max(1, round(most / units[place] / longer[place]))  # before the recipe's own factor
                 own = units[place] / _PLAIN_UNITS * plain_seconds
                 fixed = _OVERHEAD_SECONDS + evaluated * plain_seconds
                 seconds[place] = (steps[place] + before) * own + fixed
-                fair_seconds[place] = (fair[place] + before) * own + fixed
+                fair_seconds[place] = (longer[place] * fair[place] + before) * own + fixed
     return Outlook(steps, fair, units, seconds, fair_seconds, data, scored, prints, model)
 
 
@@ -105,7 +107,7 @@ def _steps_before(config: RunConfig) -> int:
     if config.after is None:
         return 0
     rows = selection_of(config.first, dataset_of(config.first)).train
-    return planned_steps(config.run, math.ceil(len(rows) / config.run.batch_size))
+    return planned_steps(config.run, math.ceil(len(rows) / config.run.batch_size), config.recipe.longer)
 
 
 def _rows_of_seeds(

@@ -68,11 +68,13 @@ def _isolates(plan: Plan) -> dict[str, list[str]]:
     """Recipes whose gain a control takes apart, by the name of the control.
 
     It does so for one method at the settings of its bundled recipe, since those are the control's: not for stacks, nor
-    for settings that were changed or are searched.
+    for settings that were changed or are searched. The second baseline is held against every recipe.
     """
     searched = {name.partition(".")[0] for name in plan.search.space} if plan.search else set()
     found: dict[str, list[str]] = {}
     for recipe, role in plan.arms():
+        if role == "recipe" and plan.second_baseline is not None:
+            found.setdefault(plan.second_baseline, []).append(recipe.name)
         if role == "recipe" and len(recipe.methods) == 1 and not searched & recipe.methods.keys() and _bundled(recipe):
             for control in controls_of(recipe):
                 found.setdefault(control, []).append(recipe.name)

@@ -142,6 +142,7 @@ class Plan(BaseModel):
         protocols: by name, settings of `data` that say which rows and what is done to them; `after` holds settings of
             data on which every recipe trains first (sequential transfer).
         recipes: names, stacks or files; the first is the baseline.
+        second_baseline: a recipe that every gain is also held against, as "strong"; null for none.
         controls: also run the controls that the cards of the recipes' methods name.
         seeds: their number, or themselves.
         run: settings that all recipes share.
@@ -157,6 +158,7 @@ class Plan(BaseModel):
     tasks: dict[str, dict[str, Any]]
     protocols: dict[str, dict[str, Any]] = {"as published": {}}
     recipes: list[str] = Field(min_length=1)
+    second_baseline: str | None = None
     controls: bool = False
     seeds: int | list[int] = 5
     run: RunSettings = RunSettings()
@@ -204,7 +206,7 @@ class Plan(BaseModel):
         return list(range(self.seeds)) if isinstance(self.seeds, int) else self.seeds
 
     def arms(self) -> list[tuple[Recipe, Role]]:
-        """Recipes and what each is for, controls last and once.
+        """Recipes and what each is for; the second baseline and other controls last and once.
 
         Raises:
             RecipeError: a recipe cannot be read.
@@ -217,6 +219,8 @@ class Plan(BaseModel):
         arms: list[tuple[Recipe, Role]] = [
             (recipe, "recipe" if number else "baseline") for number, recipe in enumerate(recipes)
         ]
+        if self.second_baseline is not None and self.second_baseline not in names:
+            arms.append((load_recipe(self.second_baseline), "control"))
         if self.controls:
             for recipe in recipes:
                 for name in controls_of(recipe):

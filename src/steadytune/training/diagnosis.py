@@ -1,5 +1,6 @@
 """What each method does to one model, here: whether it can act, how much it changes a step, what the step costs."""
 
+import copy
 import statistics
 import time
 from collections.abc import Mapping, Sequence
@@ -26,8 +27,8 @@ class Diagnosis:
 
     Attributes:
         verdict: "can act", or why not.
-        gradient_change: ‖g − g₀‖ / ‖g₀‖ over the encoder's parameters, g₀ that of a plain step at the same dropout
-            draw; None if it cannot act.
+        gradient_change: ‖g − g₀‖ / ‖g₀‖ over the encoder's parameters, g what one step of gradient descent at learning
+            rate 1 takes away and g₀ that of a plain step at the same dropout draw; None if it cannot act.
         step_time_ratio: median time of forward and backward over that of a plain step, in turn; None if it cannot act.
         passes: forward passes and pass units of the step; plain has 1 and 3.
         telemetry: what the method reports about the step.
@@ -67,7 +68,7 @@ def diagnose(model: Any, batch: Mapping[str, Tensor]) -> dict[str, Diagnosis]:
     before = model.training
     try:
         plain = Trial(model, (), batch)
-        reference = plain.gradient()
+        reference = plain.descent()
         return {key: _diagnose(model, key, batch, plain, reference) for key in METHODS}
     finally:
         model.train(before)
@@ -83,7 +84,7 @@ def _diagnose(
         return Diagnosis(refusals[0])
     trial = Trial(model, methods, batch)
     try:
-        change = _distance(trial.gradient(), reference)
+        change = _distance(trial.descent(), reference)
         ratios = [trial.seconds() / plain.seconds() for _ in range(_ROUNDS)]
     except (MethodError, SiteUnavailable) as reason:  # what only shows when a step runs
         return Diagnosis(str(reason))
@@ -93,7 +94,7 @@ def _diagnose(
 
 def _refusal(model: Any, methods: Sequence[Method], task: Task | None) -> str:
     try:
-        RegularizedModel(model, methods, task=task).close()
+        RegularizedModel(copy.deepcopy(model), methods, task=task).close()
     except (MethodError, SiteUnavailable) as reason:
         return str(reason)
     return ""
@@ -116,28 +117,53 @@ class Trial:
         self.passes: dict[str, float] = {}
         self.telemetry: dict[str, float] = {}
 
-    def gradient(self) -> dict[str, Tensor]:
-        """Gradient of the model's parameters after one step, by name."""
-        self.seconds()
-        return {name: p.grad.clone() for name, p in self.model.named_parameters() if p.grad is not None}
+    def descent(self) -> dict[str, Tensor]:
+        """What one step of gradient descent at learning rate 1 takes away from each parameter, by name."""
+        model = copy.deepcopy(self.model)
+        before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+        wrapper, optimizer = self._begin(model)
+        wrapper(**self.batch).loss.backward()
+        optimizer.step()
+        wrapper.finish()
+        wrapper.close()
+        self.telemetry = {
+            name.split("/", 1)[1]: value
+            for name, value in wrapper.drain_telemetry().items()
+            if "/" in name and not name.endswith("/term")
+        }
+        return {name: before[name] - parameter.detach() for name, parameter in model.named_parameters()}
 
     def seconds(self) -> float:
-        """Wall time of forward and backward of one step; keeps its passes and telemetry."""
-        wrapper = RegularizedModel(self.model, self.methods, task=self.task).train()
+        """Wall time of forward and backward of one step; keeps its passes."""
+        changes = any(method.setup_order < 3 for method in self.methods)
+        model = copy.deepcopy(self.model) if changes else self.model
+        wrapper, _ = self._begin(model)
         try:
-            wrapper.zero_grad()
-            torch.manual_seed(0)
             start = time.perf_counter()
             output = wrapper(**self.batch)
             output.loss.backward()
-            if next(self.model.parameters()).device.type == "cuda":
+            if next(model.parameters()).device.type == "cuda":
                 torch.cuda.synchronize()
             seconds = time.perf_counter() - start
         finally:
             wrapper.close()
         self.passes = {"forward": output.passes.forward, "units": output.passes.units}
-        self.telemetry = {name.split("/", 1)[1]: float(value) for name, value in output.telemetry.items()}
         return seconds
+
+    def _begin(self, model: Any) -> tuple[RegularizedModel, torch.optim.Optimizer]:
+        """A wrapper with all that its methods ask for before the first step."""
+        wrapper = RegularizedModel(model, self.methods, task=self.task).train()
+        try:
+            optimizer = torch.optim.SGD(wrapper.parameter_groups(lr=1.0))
+            wrapper.attach(optimizer, total_updates=1)
+            if wrapper.wants_survey:
+                wrapper.survey([{name: value[:4] for name, value in self.batch.items()}])
+        except BaseException:
+            wrapper.close()
+            raise
+        wrapper.zero_grad()
+        torch.manual_seed(0)
+        return wrapper, optimizer
 
 
 def _distance(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> float:

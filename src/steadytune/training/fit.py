@@ -108,6 +108,7 @@ def fit(
     started = time.perf_counter()
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     seconds = time.perf_counter() - started
+    _choose_weights(config, ready, trainer)
     watch(Progress("evaluate", trainer.state.max_steps, trainer.state.max_steps))
     started = time.perf_counter()
     logits, vectors = _score(config, ready, splits, pooled)
@@ -132,6 +133,30 @@ def _first_run(config: RunConfig, output: Path, watch: Watch) -> Path:
         save_run(config, output / "run.yaml")
         fit(config.first, folder, watch=watch)
     return folder
+
+
+def _choose_weights(config: RunConfig, ready: Prepared, trainer: RegularizedTrainer) -> None:
+    """Where the last weights are as good a result as their average, keep what scores better on validation."""
+    wrapper = trainer.regularized_model
+    if not any(method.average_is_optional for method in wrapper.methods):
+        return
+    rows, metric = ready.rows["dev"], ready.task.metric
+
+    def score() -> float:
+        logits = predict_logits(ready.model, rows, ready.collator, config.run.eval_batch_size)
+        return ready.task.scores(logits, np.asarray(rows.labels))[metric] if np.isfinite(logits).all() else -math.inf
+
+    averaged = score()
+    if not wrapper.swap_averages():
+        return
+    last = score()
+    if averaged >= last:
+        wrapper.swap_averages()
+    kept = "averaged" if averaged >= last else "last"
+    wrapper.notice(
+        f"validation {metric} is {averaged:.3f} with averaged and {last:.3f} with the last weights; the {kept} weights "
+        "are kept."
+    )
 
 
 def _score(
@@ -199,16 +224,17 @@ def _open_output(config: RunConfig, output: Path) -> Path | None:
         raise RunError(str(error)) from None
 
 
-def planned_steps(run: RunSettings, batches: int) -> int:
+def planned_steps(run: RunSettings, batches: int, longer: float) -> int:
     """Optimizer steps of a run.
 
     Args:
         run: its settings.
         batches: batches of an epoch, over all processes.
+        longer: factor of the recipe.
     """
     world = int(os.environ.get("WORLD_SIZE", "1"))
     steps_per_epoch = math.ceil(batches / (run.accumulation_steps * world))
-    return run.steps or max(math.ceil(run.epochs * steps_per_epoch), run.min_steps)
+    return round(longer * (run.steps or max(math.ceil(run.epochs * steps_per_epoch), run.min_steps)))
 
 
 def _trainer(config: RunConfig, ready: Prepared, checkpoints: Path, watch: Watch) -> RegularizedTrainer:
@@ -224,7 +250,7 @@ def _trainer(config: RunConfig, ready: Prepared, checkpoints: Path, watch: Watch
         batches = LengthGroupedBatches(
             train.lengths, run.batch_size, seed=keyed_seed(config.seed, "data order") % 2**32
         )
-    steps = planned_steps(run, len(batches))
+    steps = planned_steps(run, len(batches), config.recipe.longer)
     on_cpu = not torch.cuda.is_available()
     methods = methods_of(config)
     arguments = TrainingArguments(

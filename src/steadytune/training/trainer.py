@@ -55,6 +55,7 @@ class RegularizedTrainer(Trainer):
         self._given_task = task
         self._prepared: nn.Module | None = None
         self._unseen: list[Any] = []
+        self._resumes = False
         self.regularized_model: RegularizedModel = self._regularize()
         self.regularized_model.close()
         self.label_smoother = None  # part of the task's loss; the Trainer's own would replace it
@@ -83,6 +84,7 @@ class RegularizedTrainer(Trainer):
             args: as in `Trainer`.
             kwargs: as in `Trainer`.
         """
+        self._resumes = bool(kwargs.get("resume_from_checkpoint") or any(args[:1]))
         try:
             result = super().train(*args, **kwargs)
             self.regularized_model.finish()
@@ -118,7 +120,16 @@ class RegularizedTrainer(Trainer):
         found: Any = optimizer or self.optimizer
         inner = getattr(found, "optimizer", found)  # accelerate wraps it, and only the inner one runs its hooks
         self.regularized_model.attach(inner, total_updates=num_training_steps)
+        if self.regularized_model.wants_survey and not self._resumes:  # a checkpoint holds what it found
+            with borrowed_stream(self.args.device, RandomState.capture(self.args.device)):
+                self.regularized_model.survey(self._all_rows())
         return scheduler
+
+    def _all_rows(self) -> Iterator[Any]:
+        """The training rows in order, all of them in every process."""
+        rows: Any = self.train_dataset
+        loader = DataLoader(rows, batch_size=self.args.per_device_train_batch_size, collate_fn=self.data_collator)
+        return (self._prepare_inputs(batch) for batch in loader)
 
     def _wrap_model(self, model: nn.Module, training: bool = True, dataloader: DataLoader[Any] | None = None) -> Any:
         if not training:

@@ -11,16 +11,45 @@ from steadytune.recipes import Dropout, Recipe, RecipeError, bundled_recipes, lo
 BUNDLED = [
     "asa-control-random",
     "asa",
+    "averaging",
     "cat-control",
     "cat",
+    "child-tuning-control-random",
+    "child-tuning-f",
+    "child_tuning",
     "consistency",
+    "fgm-control-random",
+    "fgm",
+    "freelb-control-random",
+    "freelb",
     "hype-control",
     "hype",
+    "l2sp-penalty",
+    "l2sp",
+    "label_smoothing",
+    "llrd",
     "lnsr-control-dropout",
     "lnsr-control-noise",
     "lnsr",
+    "lora",
+    "mixout",
+    "neftune",
+    "noisytune",
+    "pgd-control-random",
+    "pgd",
     "plain",
+    "r3f",
+    "r4f",
+    "rdrop",
+    "reinit",
     "scl",
+    "smart-control-random",
+    "smart",
+    "strong",
+    "swa",
+    "topk",
+    "vat-control-random",
+    "vat",
     "paper/asa",
     "paper/cat",
     "paper/hype",
@@ -51,6 +80,7 @@ def test_every_value_of_a_bundled_recipe_has_an_origin_and_every_origin_a_value(
     recipe = load_recipe(name)
     values = {f"{key}.{setting}" for key, settings in recipe.methods.items() for setting in settings}
     values |= {f"dropout.{kind}" for kind, value in recipe.dropout if value is not None}
+    values |= {"longer"} if recipe.longer != 1 else set()
     assert set(recipe.origin) == values and all(recipe.origin.values())
 
 
@@ -165,6 +195,27 @@ def test_contradicting_dropout_is_refused_with_both_recipes_named(tmp_path: Path
     mine = write(tmp_path / "mine.yaml", "name: mine\ndropout: {hidden: 0.1}\n")
     with pytest.raises(RecipeError, match=r"^recipes 'hype' and 'mine' set dropout\.hidden differently: 0 and 0\.1\.$"):
         load_recipe(f"hype+{mine}")
+
+
+def written(folder: Path, name: str, text: str) -> str:
+    (folder / f"{name}.yaml").write_text(f"name: {name}\n{text}\n")
+    return str(folder / f"{name}.yaml")
+
+
+def test_a_stack_trains_as_long_as_its_longest_part(tmp_path: Path) -> None:
+    own = written(tmp_path, "own", "longer: 2")
+    assert [load_recipe(name).longer for name in ("scl", own, f"scl+{own}")] == [1, 2, 2]
+
+
+def test_parts_that_train_longer_by_other_factors_are_refused(tmp_path: Path) -> None:
+    one, other = written(tmp_path, "one", "longer: 2"), written(tmp_path, "other", "longer: 3")
+    with pytest.raises(RecipeError, match="recipes 'one' and 'other' set longer differently: 2 and 3"):
+        load_recipe(f"{one}+{other}")
+
+
+def test_training_shorter_is_no_recipe(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="longer must be greater than or equal to 1; got"):
+        load_recipe(written(tmp_path, "own", "longer: 0.5"))
 
 
 def test_a_method_named_twice_is_refused() -> None:

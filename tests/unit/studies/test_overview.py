@@ -65,5 +65,10 @@ def test_no_control_isolates_a_method_whose_settings_were_changed(tmp_path: Path
     assert written(tmp_path / "out", plan(recipes=["plain", str(own)]))["hype-control"]["isolates"] == []
 
 
+def test_the_second_baseline_takes_every_gain_apart_that_of_a_stack_too(tmp_path: Path) -> None:
+    wanted = plan(recipes=["plain", "scl+hype", "hype"], second_baseline="strong")
+    assert written(tmp_path, wanted)["strong"]["isolates"] == ["scl+hype", "hype"]
+
+
 def test_a_control_of_the_baseline_isolates_nothing(tmp_path: Path) -> None:
     assert written(tmp_path, plan(recipes=["hype", "plain"]))["hype-control"]["isolates"] == []

@@ -47,6 +47,16 @@ def test_a_control_that_is_a_recipe_of_the_plan_is_not_added() -> None:
     assert [role for _, role in plan(controls=True).arms()] == ["baseline", "recipe"]
 
 
+def test_a_second_baseline_comes_after_the_recipes_and_before_their_controls() -> None:
+    arms = plan(recipes=["plain", "hype"], controls=True, second_baseline="strong").arms()
+    assert [(recipe.name, role) for recipe, role in arms[2:]] == [("strong", "control"), ("hype-control", "control")]
+
+
+def test_a_second_baseline_that_is_a_recipe_of_the_plan_is_not_added() -> None:
+    arms = plan(recipes=["plain", "strong"], second_baseline="strong").arms()
+    assert [(recipe.name, role) for recipe, role in arms] == [("plain", "baseline"), ("strong", "recipe")]
+
+
 def test_one_run_has_one_id_in_every_plan() -> None:
     alone = {cell.id for cell in plan(name="one", recipes=["plain"]).cells()}
     assert alone < {cell.id for cell in plan(name="other", recipes=["scl", "plain"]).cells()}
