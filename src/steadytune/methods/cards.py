@@ -61,11 +61,17 @@ def method_table(keys: Iterable[str] = tuple(METHODS)) -> str:
     for key in keys:
         front = read_card(key).front
         lines.append(
-            f"| `{front['name']}` | {front['title']} | {front['source'].split(',')[0]} et al., {front['year']} "
+            f"| `{front['name']}` | {front['title']} | {_authors(front['source'])}, {front['year']} "
             f"| {front['place']} | {needs(front)} | +{front['extra_forward']:g} | +{front['extra_backward']:g} "
             f"| {front['floor']:.2f} | {front['measured_cost']:.2f} | {front['status']} |"
         )
     return "\n".join(lines)
+
+
+def _authors(source: str) -> str:
+    """The first author, or both of two, of a source that begins with names."""
+    first = source.split(",")[0]
+    return first if " and " in first or first.endswith("et al.") else f"{first} et al."
 
 
 def needs(front: dict[str, Any]) -> str:
@@ -75,7 +81,7 @@ def needs(front: dict[str, Any]) -> str:
         front: of its card.
     """
     wanted = ["labels"] if front["needs_labels"] else []
-    wanted += [site for site in front["sites"] if site in ("attention", "inside", "weights")]
+    wanted += [site for site in front["sites"] if site in ("attention", "weights")]
     wanted += ["classes"] if front["tasks"] == ["classification"] else []
     return ", ".join(wanted)
 

@@ -238,7 +238,8 @@ def _largest_singular_value(weight: Tensor) -> Float[Tensor, ""]:
 def _root_mean_square(embedding: Any, dtype: torch.dtype) -> Tensor:
     matrix: Tensor = embedding.weight.detach()
     norm: Tensor = torch.linalg.vector_norm(matrix, dtype=dtype)
-    return norm / matrix.numel() ** 0.5
+    mean: Tensor = norm / matrix.numel() ** 0.5
+    return mean
 
 
 def _real(mask: Tensor | None, states: Tensor) -> Tensor:

@@ -1,7 +1,6 @@
 """The wrapper around a Hugging Face model: one forward is one training step."""
 
 import json
-import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,10 +18,9 @@ from steadytune.methods.contract import Context, Method, MethodError
 from steadytune.objective.coefficients import Coefficients
 from steadytune.objective.rows import Group
 from steadytune.objective.step import PassCount, StepOutput, StepPlan, TrainingStep
+from steadytune.objective.telemetry import Telemetry
 from steadytune.objective.updates import Groups, UpdateHooks, acts_on_updates, by_rule, check_rules, rules_of
 from steadytune.tasks import Task, infer_task
-
-logger = logging.getLogger("steadytune")
 
 STATE_FILE, WEIGHTS_FILE = "steadytune_state.json", "steadytune_methods.safetensors"
 
@@ -67,8 +65,7 @@ class RegularizedModel(nn.Module):
         self.updates = 0
         self.finished = False
         self.spent = PassCount()
-        self.notices: list[str] = []
-        self._telemetry: dict[str, tuple[Tensor, int]] = {}
+        self._telemetry = Telemetry(self.methods)
         self._first = True
         self._group: Group | None = None
         self._updates: UpdateHooks | None = None
@@ -263,31 +260,18 @@ class RegularizedModel(nn.Module):
         assert output.task_loss is not None and output.terms is not None and output.telemetry is not None
         terms = {f"{key}/term": term for key, term in output.terms.items()}
         for name, value in {"task_loss": output.task_loss, **terms, **output.telemetry}.items():
-            self._report(name, value)
+            self._telemetry.add(name, value)
         if self.micro_steps == 8:  # early enough to stop a run, late enough for a mean
-            self._judge(self._means())
+            self._telemetry.judge()
 
-    def _report(self, name: str, value: Tensor | float) -> None:
-        tensor = value.detach() if isinstance(value, Tensor) else torch.tensor(value)
-        total, count = self._telemetry.get(name, (torch.zeros_like(tensor), 0))
-        self._telemetry[name] = (total + tensor, count + 1)
-
-    def _means(self) -> dict[str, float]:
-        return {name: float(total) / count for name, (total, count) in self._telemetry.items()}
-
-    def _judge(self, means: Mapping[str, float]) -> None:
-        for method in self.methods:
-            prefix = f"{method.key}/"
-            own = {name.removeprefix(prefix): value for name, value in means.items() if name.startswith(prefix)}
-            for text in method.judge(own) if own else ():
-                self.notice(text)
+    @property
+    def notices(self) -> list[str]:
+        """Sentences for the log and the record, each once."""
+        return self._telemetry.notices
 
     def drain_telemetry(self) -> dict[str, float]:
         """Mean telemetry since the last call, by "key/name"; says what the methods have to say about it."""
-        means = self._means()
-        self._judge(means)
-        self._telemetry = {}
-        return means
+        return self._telemetry.drain()
 
     def notice(self, text: str) -> None:
         """Log a sentence and keep it for the record; once, even if its numbers change.
@@ -295,10 +279,7 @@ class RegularizedModel(nn.Module):
         Args:
             text: the sentence.
         """
-        shape = "".join(character for character in text if not character.isdigit())
-        if all(shape != "".join(c for c in known if not c.isdigit()) for known in self.notices):
-            self.notices.append(text)
-            logger.warning(text)
+        self._telemetry.notice(text)
 
     # -- optimizer ----------------------------------------------------------------------------------------------------
 
@@ -379,7 +360,7 @@ class RegularizedModel(nn.Module):
             seed=self.seed,
             number=number,
             total=total_updates,
-            report=self._report,
+            report=self._telemetry.add,
             notice=self.notice,
         )
 
@@ -525,7 +506,8 @@ class RegularizedModel(nn.Module):
         here = [method.key for method in self.methods]
         if state["methods"] != here:
             raise MethodError(f"{path} was saved with methods {state['methods']}; this run has {here}.")
-        self.micro_steps, self.tokens, self.notices = state["micro_steps"], state["tokens"], state["notices"]
+        self.micro_steps, self.tokens = state["micro_steps"], state["tokens"]
+        self._telemetry.notices = state["notices"]
         self.spent, self._first = PassCount(**state["spent"]), True
         self.updates, self._surveyed = state["updates"], state["surveyed"]
         if self._updates is not None:
