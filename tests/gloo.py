@@ -15,7 +15,23 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from dummies import LogitPenalty, Owner
-from steadytune.methods import ASA, CAT, LNSR, SCL, HyPe, lnsr
+from steadytune.methods import (
+    ASA,
+    CAT,
+    L2SP,
+    LNSR,
+    PGD,
+    R3F,
+    SCL,
+    SMART,
+    Averaging,
+    ChildTuning,
+    FreeLB,
+    HyPe,
+    Mixout,
+    RDrop,
+    lnsr,
+)
 from steadytune.methods.contract import Method
 from steadytune.objective import RegularizedModel
 from tiny import gradients, rows_of, tiny_batch, tiny_model
@@ -80,6 +96,11 @@ CASES = {
     "CAT over devices, uneven": Case((CONTRAST,), UNEVEN),
     "CAT over devices, xlnet": Case((CONTRAST,), UNEVEN, family="xlnet"),
     "the stack": Case(EXACT_STACK, UNEVEN),
+    "PGD, accumulated": Case((PGD(),), ACCUMULATED),
+    "PGD beside a term": Case((PGD(steps=2), LogitPenalty()), UNEVEN),
+    "FreeLB, uneven": Case((FreeLB(initial_size=0.0),), UNEVEN),
+    "FreeLB, accumulated": Case((FreeLB(initial_size=0.0),), ACCUMULATED),
+    "penalized distance": Case((L2SP(form="penalty"),), UNEVEN),
 }
 LOCAL_CASES = {
     "SCL without gathering": Case((SCL(weight=0.9),), EVEN, items=False),
@@ -96,6 +117,12 @@ TRAINED = {  # several steps with everything that differs between processes: row
     ),
     "ASA that begins later": (ASA(start_step=1),),
     "CAT over micro-batches": (CAT(epsilon=0.5, projection_dim=8),),
+}
+UPDATED = {  # methods that act on weights or carry some from step to step
+    "of part of the weights": (ChildTuning(mode="F"), L2SP(), Averaging()),
+    "with a teacher": (SMART(),),
+    "mixed": (Mixout(), RDrop(), R3F(noise_std=0.05)),
+    "along the path": (FreeLB(),),
 }
 STEPS = 3
 
@@ -142,6 +169,7 @@ def _trained(methods: tuple[Method, ...], rank: int) -> dict[str, dict[str, Tens
     wrapped = RegularizedModel(tiny_model("bert", depth=2), methods)
     data_parallel = DistributedDataParallel(wrapped)
     optimizer = torch.optim.AdamW(wrapped.parameter_groups(1e-2))
+    wrapped.attach(optimizer, total_updates=STEPS)
     before = {name: p.detach().clone() for name, p in wrapped.method_modules.named_parameters()}
     torch.manual_seed(rank)
     for step in range(STEPS):
@@ -149,7 +177,7 @@ def _trained(methods: tuple[Method, ...], rank: int) -> dict[str, dict[str, Tens
         data_parallel(**tiny_batch("bert", rows=3 + rank, seed=2 * step + rank)).loss.backward()
         wrapped.clip_grad_norm_(1.0)
         optimizer.step()
-    after = {name: p.detach() for name, p in wrapped.named_parameters()}
+    after = {name: value.detach() for name, value in [*wrapped.named_parameters(), *wrapped.named_buffers()]}
     return {"gradients": gradients(wrapped), "before": before, "after": after}
 
 
@@ -168,7 +196,7 @@ def work(rank: int, folder: str) -> None:
     try:
         with constant_noise():
             results = {name: _step(case, rank) for name, case in {**CASES, **LOCAL_CASES}.items()}
-        trained = {name: _trained(methods, rank) for name, methods in TRAINED.items()}
+        trained = {name: _trained(methods, rank) for name, methods in {**TRAINED, **UPDATED}.items()}
         torch.save({"one step": results, "trained": trained}, Path(folder) / f"{rank}.pt")
     finally:
         dist.destroy_process_group()

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from gloo import CASES, LOCAL_CASES, TRAINED, WORLD, Case, batch_of, constant_noise, model_of, work
+from gloo import CASES, LOCAL_CASES, TRAINED, UPDATED, WORLD, Case, batch_of, constant_noise, model_of, work
 from tiny import gradients
 
 Results = list[dict[str, dict[str, Tensor]]]
@@ -89,7 +89,7 @@ def test_what_belongs_to_a_process_gives_two_of_them_another_objective(name: str
     assert largest_difference(results[0][name], joined(LOCAL_CASES[name])) > 1e-3
 
 
-@pytest.mark.parametrize("name", TRAINED)
+@pytest.mark.parametrize("name", [*TRAINED, *UPDATED])
 def test_after_several_steps_both_processes_have_the_same_gradients_and_parameters(name: str, trained: Trained) -> None:
     one, other = (part[name] for part in trained)
     assert largest_difference(one["gradients"], other["gradients"]) == 0.0

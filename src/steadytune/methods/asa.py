@@ -204,7 +204,7 @@ class ASA(Method):
         price = (kept * (each / free.clamp(min=1) if self.parameterization == "normalized" else each)).mean()
         step.report("price", price)
         if self.target_mask_fraction is not None:
-            state.log_multiplier.add_(_STEERING * (1 - rate - self.target_mask_fraction))
+            state.log_multiplier.add_(_STEERING * (1 - step.over_processes(rate) - self.target_mask_fraction))
             step.report("price_multiplier", state.log_multiplier.exp())
         return price
 

@@ -215,6 +215,10 @@ class Step(Protocol):
         """Vectors and labels of the whole group of rows that a contrast runs over, with exact gradients."""
         ...
 
+    def over_processes(self, value: Tensor) -> Tensor:
+        """Mean of a scalar over all processes, without gradient; every process must ask for it."""
+        ...
+
     def generator(self, *key: int | str) -> torch.Generator:
         """The method's own stream at this step, by name."""
         ...

@@ -375,6 +375,14 @@ class TrainingStep:
                 "or accumulate() was not used."
             )
 
+    def over_processes(self, value: Tensor) -> Tensor:
+        """Mean of a scalar over all processes; see `Step.over_processes`."""
+        if not dist.is_initialized():
+            return value.detach()
+        total = value.detach().clone()
+        dist.all_reduce(total)
+        return total / dist.get_world_size()
+
     def generator(self, *key: int | str) -> torch.Generator:
         """The current method's stream at this step; see `Step.generator`."""
         assert self.method is not None
