@@ -15,7 +15,7 @@ from torch.utils.data import Sampler
 from transformers import Trainer, TrainerCallback
 
 from dummies import Consistency, Fails, LogitPenalty, Owner, Watch
-from steadytune import SCL, HyPe, RegularizedTrainer
+from steadytune import SCL, Averaging, HyPe, NoisyTune, RegularizedTrainer, ReInit
 from steadytune.methods.contract import Method, MethodError
 from steadytune.tasks import Classification
 from tiny import FAMILIES, gradients, inputs_of, tiny_batch, tiny_model
@@ -33,6 +33,7 @@ from tinytrainer import (
     trainer_of,
     weights_of,
 )
+from tolerances import SAME
 
 TASKS = [pytest.param(False, id="classification"), pytest.param(True, id="regression")]
 STACK = [SCL(weight=0.5), HyPe(noise_std=1e-2), Consistency()]
@@ -334,6 +335,27 @@ def test_model_init_makes_the_model_that_is_trained_with_the_methods(tmp_path: P
     first = weights_of(made.model)
     made.train()
     assert_same_weights(weights_of(made.model), first)
+
+
+def test_what_a_method_does_to_a_model_comes_before_the_weights_of_a_checkpoint(tmp_path: Path) -> None:
+    settings = {"max_steps": 5, "train_sampling_strategy": "random", "save_strategy": "steps", "save_steps": 3}
+    methods, rows = [ReInit(), NoisyTune()], tiny_batch("bert", rows=16)
+    of = {"model_init": lambda: tiny_model("bert"), "methods": methods}
+    unbroken, resumed = (trainer_of(RegularizedTrainer, tmp_path, None, rows, of=of, **settings) for _ in range(2))
+    unbroken.train()
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+    assert_same_weights(weights_of(resumed.model), weights_of(unbroken.model))
+
+
+def test_after_training_the_model_holds_the_average_of_its_weights(tmp_path: Path) -> None:
+    last, _ = trained(tmp_path / "last")
+    averaged, spy = trained(tmp_path / "averaged", [Averaging(decay=0.5)])
+    assert_same_weights(spy.weights[-1], weights_of(last.model))
+    mean = spy.weights[0]
+    for number, weights in enumerate(spy.weights[1:], start=1):
+        decay = min(0.5, (1 + number) / (10 + number))
+        mean = {name: decay * mean[name] + (1 - decay) * weights[name] for name in mean}
+    torch.testing.assert_close(weights_of(averaged.model), mean, rtol=SAME[torch.float32], atol=SAME[torch.float32])
 
 
 def test_clipping_at_0_is_no_clipping_and_still_logs_the_norm(tmp_path: Path) -> None:

@@ -271,6 +271,10 @@ class RegularizedTrainer(Trainer):
         if self.args.should_save:
             self.regularized_model.save_state(output_dir)
 
+    def _load_from_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        self.regularized_model = self._regularize()  # what methods do to a model comes before trained weights
+        super()._load_from_checkpoint(*args, **kwargs)
+
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None:
