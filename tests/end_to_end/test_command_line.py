@@ -202,16 +202,13 @@ def test_doctor_says_what_can_act(workplace: Path, run: Run) -> None:
 
 def test_doctor_says_what_each_method_does_to_one_batch_and_costs(workplace: Path, run: Run) -> None:
     found = json.loads(run("doctor encoder --json").out)["methods"]
-    assert {key for key, facts in found.items() if facts["gradient_change"] > 0} == set(METHODS)
-    assert {key for key, facts in found.items() if facts["step_time_ratio"] > 0} == set(METHODS)
-    assert {key for key, facts in found.items() if facts["telemetry"]} == set(METHODS)
-    assert {key: facts["passes"]["forward"] for key, facts in found.items()} == {
-        "asa": 2,
-        "cat": 2,
-        "hype": 1,
-        "lnsr": 2,
-        "scl": 1,
-    }
+    assert {key for key, facts in found.items() if facts["gradient_change"] is None} == {"topk"}  # 3 of 3 layers
+    assert {key for key, facts in found.items() if facts["gradient_change"] == 0} == {"averaging"}
+    acting = {key: facts for key, facts in found.items() if key != "topk"}
+    assert {key for key, facts in acting.items() if facts["step_time_ratio"] > 0} == set(acting)
+    assert {key for key, facts in acting.items() if facts["telemetry"]} == set(acting)
+    forward = {"asa": 2, "cat": 2, "lnsr": 2, "rdrop": 2, "r3f": 2, "pgd": 4, "freelb": 3, "smart": 4}
+    assert {key: facts["passes"]["forward"] for key, facts in acting.items()} == {k: forward.get(k, 1) for k in acting}
 
 
 # Around the commands --------------------------------------------------------------------------------------------------

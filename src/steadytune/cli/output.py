@@ -32,6 +32,9 @@ def print_json(value: Any) -> None:
     print(json.dumps(value, ensure_ascii=False, allow_nan=False))
 
 
+_LONGEST_NAME = 24  # of a row, that is kept on one line in a narrow window
+
+
 def table(columns: Sequence[str], rows: Sequence[Sequence[object]], title: str | None = None) -> Table:
     """A table of plain text.
 
@@ -42,8 +45,9 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[object]], title: str |
     """
     name = None if title is None else Text(title)
     shown = Table(title=name, title_justify="left", box=None, header_style="bold", pad_edge=False)
-    for column in columns:
-        shown.add_column(Text(column), overflow="fold")
+    for place, column in enumerate(columns):
+        names = max((len(str(row[0])) for row in rows), default=0) if place == 0 else 0
+        shown.add_column(Text(column), overflow="fold", min_width=min(names, _LONGEST_NAME) or None)
     for row in rows:
         shown.add_row(*(_plain(cell) for cell in row))
     return shown

@@ -8,6 +8,8 @@ import yaml
 from steadytune.cli import options
 from steadytune.cli.output import out, print_json, quiet_libraries, table
 
+_WIDE = 110  # columns of a window that has room for a sentence in a table
+
 
 def methods(
     key: Annotated[str | None, typer.Argument(help="A method, to read its card.", show_default=False)] = None,
@@ -30,25 +32,25 @@ def methods(
     if as_json:
         print_json([card.front for card in cards])
         return 0
-    columns = ["key", "title", "place", "needs", "forward", "backward", "floor", "cost", "status"]
+    columns = ["key", "place", "needs", "passes", "cost", "status", "what it is"]
     rows = [
         [
             card.front["name"],
-            card.front["title"],
             card.front["place"],
             needs(card.front),
-            f"+{card.front['extra_forward']:g}",
-            f"+{card.front['extra_backward']:g}",
-            f"{card.front['floor']:.2f}",
-            f"{card.front['measured_cost']:.2f}",
+            f"+{card.front['extra_forward']:g}, +{card.front['extra_backward']:g}",
+            f"{card.front['measured_cost']:.2f} ({card.front['floor']:.2f})",
             card.front["status"],
+            card.front["title"],
         ]
         for card in cards
     ]
+    shown = len(columns) if out.width >= _WIDE else len(columns) - 1
+    columns, rows = columns[:shown], [row[:shown] for row in rows]
     out.print(table(columns, rows))
     out.print(
-        "needs: labels for its term, a site that not every family offers, a task with classes. forward, backward: "
-        "extra passes; floor, cost: derived and measured step time over plain fine-tuning at equal dropout."
+        "needs: labels for its term, a site that not every family offers, a task with classes. passes: extra ones, "
+        "forward and backward. cost: step time over plain fine-tuning at equal dropout, measured and (derived)."
     )
     return 0
 
