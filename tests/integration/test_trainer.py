@@ -347,6 +347,23 @@ def test_what_a_method_does_to_a_model_comes_before_the_weights_of_a_checkpoint(
     assert_same_weights(weights_of(resumed.model), weights_of(unbroken.model))
 
 
+def test_choosing_among_checkpoints_is_refused_where_a_method_puts_other_weights_in_place(tmp_path: Path) -> None:
+    with pytest.raises(MethodError, match="averaging puts other weights in place in the end, so load_best_model"):
+        trained(
+            tmp_path,
+            [Averaging()],
+            of={"eval_dataset": Rows(tiny_batch("bert"))},
+            load_best_model_at_end=True,
+            eval_strategy="steps",
+            save_strategy="steps",
+        )
+
+
+def test_the_noise_of_the_stock_trainer_is_refused_beside_methods(tmp_path: Path) -> None:
+    with pytest.raises(MethodError, match=r"give the method NEFTune\(alpha=\.\.\.\)"):
+        trained(tmp_path, STACK, neftune_noise_alpha=1.0)
+
+
 def test_after_training_the_model_holds_the_average_of_its_weights(tmp_path: Path) -> None:
     last, _ = trained(tmp_path / "last")
     averaged, spy = trained(tmp_path / "averaged", [Averaging(decay=0.5)])

@@ -20,7 +20,7 @@ from dummies import (
     Updates,
     ZeroInTheEnd,
 )
-from steadytune import HyPe, RegularizedModel
+from steadytune import HyPe, LoRA, Mixout, RegularizedModel, TopK
 from steadytune.encoders import SiteUnavailable
 from steadytune.functional import keyed_generator
 from steadytune.methods import Method, MethodError, ParameterRule
@@ -233,6 +233,33 @@ def test_the_number_of_updates_survives_a_checkpoint(tmp_path: Path) -> None:
     resumed.load_state(tmp_path)
     trained(resumed, again)
     assert [now.number for now in method.seen] == [2]
+
+
+def test_a_step_that_a_fused_optimizer_skips_for_an_overflow_is_no_update() -> None:
+    method = Updates()
+    wrapper = RegularizedModel(model_of(), [method])
+    optimizer: Any = torch.optim.SGD(wrapper.parameter_groups(lr=0.5), fused=True)
+    wrapper.attach(optimizer)
+    step_of(wrapper)
+    for overflow in (1.0, 0.0):
+        optimizer.found_inf = torch.tensor(overflow)  # as torch.amp.GradScaler leaves it during a step
+        optimizer.step()
+    assert [now.number for now in method.seen] == [0]
+
+
+# -- a method that meets a model that another one has changed ---------------------------------------------------------
+
+
+def test_a_method_is_refused_if_another_one_leaves_nothing_to_act_on() -> None:
+    with pytest.raises(MethodError, match="mixout"):
+        RegularizedModel(model_of(), [Mixout(), TopK(layers=0)])
+
+
+def test_an_optimizer_without_adapters_is_refused() -> None:
+    model = model_of()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+    with pytest.raises(MethodError, match=r"the optimizer lacks .*lora_A.*, which lora trains"):
+        RegularizedModel(model, [LoRA()]).attach(optimizer)
 
 
 # -- learning rates and decay of single parameters --------------------------------------------------------------------

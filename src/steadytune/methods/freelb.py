@@ -72,12 +72,12 @@ class FreeLB(Method):
         logits = output.logits
         if step.first:
             check_precision("freelb.initial_size", path.embedding, path.offset)
-        chance = draw_noise(path.embedding, 1.0, "normal", step.generator("direction"))
+        chance = None
+        if self.direction == "random":
+            chance = draw_noise(path.embedding, 1.0, "normal", step.generator("direction"))
         for before, name in zip([first, *others], others, strict=False):
             gradient = step.gradient(before, wrt=embedding_of, settle=True)
-            path.offset = path.ball.step(
-                path.offset, gradient if self.direction == "gradient" else chance, self.step_size
-            )
+            path.offset = path.ball.step(path.offset, gradient if chance is None else chance, self.step_size)
             output = step.run(
                 name, edits=moved_by(path.offset), dropout=f"as {first}", kind="label", leaf_embedding=True
             )

@@ -67,6 +67,16 @@ class L2SP(Method):
         """In the decoupled form only."""
         return self.form == "decoupled"
 
+    @property
+    def active(self) -> bool:
+        """Whether anything is pulled."""
+        return self.weight > 0
+
+    @property
+    def coefficient(self) -> float:
+        """α as a penalty; decoupled there is no term."""
+        return self.weight if self.form == "penalty" else 0.0
+
     def check(self, context: Context) -> None:
         """Refuse models without a pre-trained matrix to train, and weights that round the pull away.
 

@@ -81,11 +81,12 @@ class PGD(Method):
         movable = real if self.perturb_special else real & ~end_tokens(real, step.anatomy.sentence_token)
         ball = Ball.around(embedding, real, norm="l2", radius=self.epsilon, relative=self.relative, movable=movable)
         size = self.epsilon * (1.0 if self.steps == 1 else self.step_size or _PART_OF_RADIUS)
-        chance = draw_noise(embedding, 1.0, "normal", step.generator("direction"))
-        offset = torch.zeros_like(chance)
+        offset = torch.zeros_like(embedding, dtype=torch.promote_types(embedding.dtype, torch.float32))
+        chance = None
+        if self.direction == "random":
+            chance = draw_noise(embedding, 1.0, "normal", step.generator("direction"))
         for taken in range(self.steps):
-            gradient = self._gradient(step, taken, offset) if self.direction == "gradient" else chance
-            offset = ball.step(offset, gradient, size)
+            offset = ball.step(offset, self._gradient(step, taken, offset) if chance is None else chance, size)
         if step.first:
             check_precision("pgd.epsilon", embedding, offset)
         report_offset(step, offset, embedding, real)

@@ -160,9 +160,11 @@ class SMART(Method):
         real = real_of(step, embedding)
         ball = Ball.around(embedding, real, norm=self.norm, radius=self.epsilon, relative=self.relative)
         offset = self._start(step, ball, embedding)
-        chance = draw_noise(embedding, 1.0, "normal", step.generator("direction"))
+        chance = None
+        if self.direction == "random":
+            chance = draw_noise(embedding, 1.0, "normal", step.generator("direction"))
         for taken in range(self.steps):
-            gradient = self._gradient(step, clean, taken, offset) if self.direction == "gradient" else chance
+            gradient = self._gradient(step, clean, taken, offset) if chance is None else chance
             if self.inner == "ascent":
                 offset = ball.step(offset, gradient, (self.step_size or _STEP_SIZE) * self.epsilon)
             elif taken + 1 < self.steps:

@@ -1,7 +1,7 @@
 """The wrapper around a Hugging Face model: one forward is one training step."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +87,10 @@ class RegularizedModel(nn.Module):
         """Let every method make what it owns; those that change the loaded model come first."""
         first = next(self.model.parameters())
         made = {}
+        changed = any(method.setup_order < 3 for method in self.methods)
         for method in sorted(self.methods, key=lambda method: method.setup_order):
+            if changed and method.setup_order == 3:  # they meet another model than the one that was checked
+                method.check(self._context())
             with borrowed_stream(first.device, keyed_seed(self.seed, "setup", method.key)):
                 made[method.key] = method.setup(self._context())
         self.method_modules = nn.ModuleDict()
@@ -185,7 +188,7 @@ class RegularizedModel(nn.Module):
             resume_at=self._resume_at,
             first=self._first,
             count=self._count,
-            parameters=list(self.model.parameters()),
+            parameters=[*self.model.parameters(), *self.method_modules.parameters()],
             notice=self.notice,
         )
 
@@ -346,6 +349,13 @@ class RegularizedModel(nn.Module):
                     f"the optimizer lacks the parameter {name} of method {name.split('.')[0]}; build it from "
                     "parameter_groups()."
                 )
+        for method in self.methods:
+            lacking = [name for name, p in self.model.named_parameters() if p.requires_grad and id(p) not in known]
+            if method.setup_order == 2 and lacking:
+                raise MethodError(
+                    f"the optimizer lacks {lacking[0]}, which {method.key} trains; build it from parameter_groups() "
+                    "after wrapping the model."
+                )
         check_rules(optimizer.param_groups, self._names(), self._rules)
         for method in self.methods:
             if method.needs_total and total_updates is None:
@@ -379,7 +389,7 @@ class RegularizedModel(nn.Module):
     def survey(self, batches: Iterable[Mapping[str, Any]]) -> None:
         """Let the methods that ask for it look at the training rows, one by one and without dropout.
 
-        It costs about one pass over the rows. Gradients that are there are lost.
+        It costs about one pass over the rows.
 
         Args:
             batches: keyword arguments of `forward`, labels included.
@@ -430,14 +440,19 @@ class RegularizedModel(nn.Module):
                 found = True
         return found
 
-    def finish(self) -> None:
+    def finish(self, choose: Callable[[], None] | None = None) -> None:
         """End the training: averaged weights take their place, adapters become part of the weights.
 
         Nothing happens if no method has anything to do, or a second time.
+
+        Args:
+            choose: called in between; it may call `swap_averages` to have the last weights back.
         """
         if self.finished:
             return
         self.finished = self.swap_averages()
+        if self.finished and choose is not None:
+            choose()
         for method in self.methods:
             if type(method).finish is not Method.finish:
                 method.finish(self._context(), self._owned(method))
@@ -453,7 +468,8 @@ class RegularizedModel(nn.Module):
         """
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), max_norm)
         for module in self.method_modules.values():
-            nn.utils.clip_grad_norm_(module.parameters(), max_norm)
+            if own := list(module.parameters()):
+                nn.utils.clip_grad_norm_(own, max_norm)
         return norm
 
     # -- saving -------------------------------------------------------------------------------------------------------

@@ -57,7 +57,8 @@ class StepOutput(ModelOutput):
 
     Attributes:
         loss: total, to be back-propagated; under `num_items_in_batch` the share of this batch in its group.
-        logits: scores of the clean pass.
+        logits: scores of the clean pass, or of the first pass with a label loss where there is no clean one; without a
+            graph if a method has back-propagated that pass already.
         task_loss: mean label loss of this batch, without gradient.
         terms: unweighted value of each method's term, by key, without gradient.
         passes: what the step computed.
@@ -86,7 +87,7 @@ class StepPlan:
         resume_at: layers at which a pass may be resumed.
         first: no step of this model has run before.
         count: labelled items of a batch, in a dtype whose quotients do not coarsen the gradient.
-        parameters: of the wrapped model.
+        parameters: of the wrapped model and of the methods.
         notice: where a sentence for the log and the record goes.
     """
 
@@ -281,11 +282,17 @@ class TrainingStep:
             return self._settle(name, output, wrt)
         self.passes.add(activation_gradient=1)
         loss = self._task_loss(name) if of is None else of(output)
-        (gradient,) = torch.autograd.grad(loss, wrt(output), retain_graph=name not in self.probes)
-        return gradient
+        (gradient,) = torch.autograd.grad(self._lift * loss, wrt(output), retain_graph=name not in self.probes)
+        return gradient / self._lift
+
+    @property
+    def _lift(self) -> float:
+        """Keeps gradients that are computed inside the step above the smallest float16; no scaler sees them."""
+        return 2.0**14 if self.compute_dtype == torch.float16 else 1.0
 
     def _settle(self, name: str, output: PassOutput, wrt: Callable[[PassOutput], Tensor]) -> Tensor:
-        gradient, self.settled[name] = settle(self._task_loss(name), output, wrt, self.plan.parameters)
+        loss = self._task_loss(name)
+        gradient, self.settled[name] = settle(loss, output, wrt, self.plan.parameters, lift=self._lift)
         return gradient
 
     def _alone(self) -> bool:

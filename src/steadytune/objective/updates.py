@@ -140,10 +140,14 @@ class UpdateHooks:
         self._handles = []
 
     def _before(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        if _is_skipped(optimizer):
+            return
         for method in self._methods:
             method.before_update(self._update(optimizer, method), self._modules.get(method.key))
 
     def _after(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        if _is_skipped(optimizer):
+            return
         with torch.no_grad():
             for method in self._methods:
                 method.after_update(self._update(optimizer, method), self._modules.get(method.key))
@@ -166,3 +170,9 @@ class UpdateHooks:
             report=lambda name, value: self._report(f"{method.key}/{name}", value),
             notice=self._notice,
         )
+
+
+def _is_skipped(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether a gradient scaler found an overflow that a fused optimizer will skip inside its step."""
+    overflow = getattr(optimizer, "found_inf", None)
+    return overflow is not None and bool(overflow)

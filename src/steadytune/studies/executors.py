@@ -96,7 +96,8 @@ class Agenda:
             return cell
         config = with_settings(cell.config, choice.settings)
         if cell.budget == "compute" and choice.units_per_step:  # a setting may change what a step costs
-            steps = max(1, round(self.units[cell.task, cell.protocol] / choice.units_per_step))
+            units = self.units[cell.task, cell.protocol] / config.recipe.longer  # a factor that comes on top
+            steps = max(1, round(units / choice.units_per_step))
             config = config.with_run_setting("steps", steps)
         return changed(cell, config=config)
 

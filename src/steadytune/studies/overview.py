@@ -26,7 +26,7 @@ def write_overview(store: StudyStore, plan: Plan, outlook: Outlook, command: str
     for cell in cells:
         place: dict[str, Any] = cell.place()
         place["id"] = None if cell.id in searched else cell.id
-        if cell.role == "control":
+        if cell.role == "control" or cell.recipe in isolates:
             place["isolates"] = isolates.get(cell.recipe, [])
         planned.append(place)
     store.write_overview(
@@ -72,9 +72,10 @@ def _isolates(plan: Plan) -> dict[str, list[str]]:
     """
     searched = {name.partition(".")[0] for name in plan.search.space} if plan.search else set()
     found: dict[str, list[str]] = {}
+    second = plan.second()
     for recipe, role in plan.arms():
-        if role == "recipe" and plan.second_baseline is not None:
-            found.setdefault(plan.second_baseline, []).append(recipe.name)
+        if role == "recipe" and second is not None and recipe.name != second.name:
+            found.setdefault(second.name, []).append(recipe.name)
         if role == "recipe" and len(recipe.methods) == 1 and not searched & recipe.methods.keys() and _bundled(recipe):
             for control in controls_of(recipe):
                 found.setdefault(control, []).append(recipe.name)

@@ -219,14 +219,22 @@ class Plan(BaseModel):
         arms: list[tuple[Recipe, Role]] = [
             (recipe, "recipe" if number else "baseline") for number, recipe in enumerate(recipes)
         ]
-        if self.second_baseline is not None and self.second_baseline not in names:
-            arms.append((load_recipe(self.second_baseline), "control"))
+        if (second := self.second()) is not None and second.name not in names:
+            arms.append((second, "control"))
         if self.controls:
             for recipe in recipes:
                 for name in controls_of(recipe):
                     if all(known.name != name for known, _ in arms):
                         arms.append((load_recipe(name), "control"))
         return arms
+
+    def second(self) -> Recipe | None:
+        """The second baseline.
+
+        Raises:
+            RecipeError: it cannot be read.
+        """
+        return None if self.second_baseline is None else load_recipe(self.second_baseline)
 
     def data(self, task: str, protocol: str) -> DataSettings:
         """Which rows.

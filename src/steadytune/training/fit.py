@@ -106,9 +106,9 @@ def fit(
         logger.warning("resuming from step %s of the unfinished run in %s.", checkpoint.name.split("-")[-1], output)
     surroundings.reset_peak_memory()
     started = time.perf_counter()
+    trainer.choose_weights = lambda: _choose_weights(config, ready, trainer)
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     seconds = time.perf_counter() - started
-    _choose_weights(config, ready, trainer)
     watch(Progress("evaluate", trainer.state.max_steps, trainer.state.max_steps))
     started = time.perf_counter()
     logits, vectors = _score(config, ready, splits, pooled)
@@ -147,8 +147,7 @@ def _choose_weights(config: RunConfig, ready: Prepared, trainer: RegularizedTrai
         return ready.task.scores(logits, np.asarray(rows.labels))[metric] if np.isfinite(logits).all() else -math.inf
 
     averaged = score()
-    if not wrapper.swap_averages():
-        return
+    wrapper.swap_averages()
     last = score()
     if averaged >= last:
         wrapper.swap_averages()

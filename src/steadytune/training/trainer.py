@@ -4,6 +4,7 @@ import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import datasets
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
@@ -49,6 +50,17 @@ class RegularizedTrainer(Trainer):
                 "RegularizedTrainer trains on one device per process, with or without DDP; FSDP, DeepSpeed and "
                 "DataParallel are not supported. Launch with torchrun or accelerate, or set CUDA_VISIBLE_DEVICES."
             )
+        if methods and self.args.neftune_noise_alpha is not None:
+            raise MethodError(
+                "neftune_noise_alpha would also act in passes that must be without noise; leave it out and give the "
+                "method NEFTune(alpha=...)."
+            )
+        offering = [method.key for method in methods if method.active and method.offers_weights]
+        if offering and self.args.load_best_model_at_end:
+            raise MethodError(
+                f"{offering[0]} puts other weights in place in the end, so load_best_model_at_end cannot choose among "
+                "checkpoints; leave one of them out."
+            )
         self.methods = tuple(methods)
         self.train_batch_sampler = train_batch_sampler
         self.model_accepts_loss_kwargs = True  # of RegularizedModel, whatever the wrapped model's forward takes
@@ -56,6 +68,7 @@ class RegularizedTrainer(Trainer):
         self._prepared: nn.Module | None = None
         self._unseen: list[Any] = []
         self._resumes = False
+        self.choose_weights: Callable[[], None] | None = None  # between an average and the last weights
         self.regularized_model: RegularizedModel = self._regularize()
         self.regularized_model.close()
         self.label_smoother = None  # part of the task's loss; the Trainer's own would replace it
@@ -87,7 +100,7 @@ class RegularizedTrainer(Trainer):
         self._resumes = bool(kwargs.get("resume_from_checkpoint") or any(args[:1]))
         try:
             result = super().train(*args, **kwargs)
-            self.regularized_model.finish()
+            self.regularized_model.finish(self.choose_weights)
             return result
         finally:
             self.regularized_model.close()
@@ -128,6 +141,8 @@ class RegularizedTrainer(Trainer):
     def _all_rows(self) -> Iterator[Any]:
         """The training rows in order, all of them in every process."""
         rows: Any = self.train_dataset
+        if isinstance(rows, datasets.Dataset):
+            rows = self._remove_unused_columns(rows, description="survey")
         loader = DataLoader(rows, batch_size=self.args.per_device_train_batch_size, collate_fn=self.data_collator)
         return (self._prepare_inputs(batch) for batch in loader)
 
@@ -209,7 +224,8 @@ class RegularizedTrainer(Trainer):
     def _clip_grad_norm(self, model: nn.Module) -> Any:
         norm = self.accelerator.clip_grad_norm_(self.regularized_model.model.parameters(), self.args.max_grad_norm)
         for module in self.regularized_model.method_modules.values():
-            self.accelerator.clip_grad_norm_(module.parameters(), self.args.max_grad_norm)
+            if own := list(module.parameters()):  # accelerate would unscale the gradients twice
+                nn.utils.clip_grad_norm_(own, self.args.max_grad_norm)
         return norm
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:

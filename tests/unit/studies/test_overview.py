@@ -70,5 +70,10 @@ def test_the_second_baseline_takes_every_gain_apart_that_of_a_stack_too(tmp_path
     assert written(tmp_path, wanted)["strong"]["isolates"] == ["scl+hype", "hype"]
 
 
+def test_a_second_baseline_that_is_judged_too_is_held_against_all_others(tmp_path: Path) -> None:
+    wanted = plan(recipes=["plain", "strong", "hype"], second_baseline="strong")
+    assert written(tmp_path, wanted)["strong"]["isolates"] == ["hype"]
+
+
 def test_a_control_of_the_baseline_isolates_nothing(tmp_path: Path) -> None:
     assert written(tmp_path, plan(recipes=["hype", "plain"]))["hype-control"]["isolates"] == []

@@ -57,6 +57,15 @@ def test_a_second_baseline_that_is_a_recipe_of_the_plan_is_not_added() -> None:
     assert [(recipe.name, role) for recipe, role in arms] == [("plain", "baseline"), ("strong", "recipe")]
 
 
+def test_a_second_baseline_from_a_file_goes_by_its_name(tmp_path: Path) -> None:
+    own = tmp_path / "own.yaml"
+    own.write_text("name: mine\nlonger: 3\n")
+    arms = plan(recipes=["plain", "hype"], second_baseline=str(own)).arms()
+    assert [recipe.name for recipe, _ in arms] == ["plain", "hype", "mine"]
+    arms = plan(recipes=["plain", str(own)], second_baseline=str(own)).arms()
+    assert [(recipe.name, role) for recipe, role in arms] == [("plain", "baseline"), ("mine", "recipe")]
+
+
 def test_one_run_has_one_id_in_every_plan() -> None:
     alone = {cell.id for cell in plan(name="one", recipes=["plain"]).cells()}
     assert alone < {cell.id for cell in plan(name="other", recipes=["scl", "plain"]).cells()}

@@ -163,7 +163,7 @@ def _verdict_row(row: Row, metric: str) -> list[Value]:
 def _gain(study: Study, place: Place, rows: list[Row]) -> list[Block]:
     """What a control earned of a recipe's gain, and what the method added to it."""
     by_name = {row.arm.recipe: row for row in rows if row.standing}
-    controls = [row for row in rows if row.arm.role == "control"]
+    controls = [row for row in rows if row.arm.role == "control" or row.arm.recipe in study.isolates]
     baseline = next((row for row in rows if row.arm.role == "baseline"), None)
     if not controls or baseline is None:
         return []
