@@ -118,7 +118,7 @@ def _verdict_sheet(study: Study, place: Place, rows: list[Row]) -> Sheet:
     heads = [
         Column("recipe"),
         Column("verdict"),
-        Column("score"),
+        Column(metric(study, place)),
         Column("sd"),
         Column("difference", signed=True),
         Column("95 % t interval", signed=True),
@@ -130,13 +130,12 @@ def _verdict_sheet(study: Study, place: Place, rows: list[Row]) -> Sheet:
         Column("failed, %"),
         Column("missing"),
         Column("pass units", 0),
-        Column("metric"),
     ]
-    cells = [_verdict_row(row, metric(study, place)) for row in rows]
+    cells = [_verdict_row(row) for row in rows]
     return Sheet("verdict", "Test scores and differences to the baseline", heads, cells, place)
 
 
-def _verdict_row(row: Row, metric: str) -> list[Value]:
+def _verdict_row(row: Row) -> list[Value]:
     standing = row.standing
     paired = standing.comparison if standing else None
     verdict = standing.verdict if standing else None
@@ -156,7 +155,6 @@ def _verdict_row(row: Row, metric: str) -> list[Value]:
         failed,
         row.missing,
         standing.pass_units if standing else None,
-        metric,
     ]
 
 
