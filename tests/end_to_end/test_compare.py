@@ -79,6 +79,15 @@ def test_the_strong_baseline_joins_unless_it_is_left_out_and_trains_longer(workp
     assert "earned by the control" in Path("out/report.html").read_text()
 
 
+def test_equal_compute_counts_a_look_at_the_rows_and_a_longer_training(workplace: Path, run: Run) -> None:
+    run(SHORT + " --recipes plain,child_tuning,strong --seeds 1 --budget equal-compute -o out")
+    units = {}
+    for path in Path("out/records").iterdir():
+        record = json.loads(path.read_text())
+        units[record["cell"]["recipe"]] = record["cost"]["pass_units"]
+    assert max(units.values()) - min(units.values()) <= 6  # a step of `strong` comes twice
+
+
 def test_equal_compute_gives_the_cheaper_recipe_more_steps(workplace: Path, run: Run) -> None:
     run(SHORT + " --recipes plain,consistency --seeds 1 --budget both -o out")
     cost = {}

@@ -103,6 +103,14 @@ class ChildTuning(Method):
         """In mode D, for the scores."""
         return self.mode == "D"
 
+    def rows_to_survey(self, rows: int) -> int:
+        """At most `fisher_rows`.
+
+        Args:
+            rows: to train on.
+        """
+        return min(rows, self.fisher_rows or rows) if self.wants_survey else 0
+
     def check(self, context: Context) -> None:
         """Refuse an encoder whose blocks are frozen.
 

@@ -288,6 +288,14 @@ class Method(abc.ABC):
         """Whether `survey` must look at the training rows before the first step."""
         return False
 
+    def rows_to_survey(self, rows: int) -> int:
+        """At how many of so many training rows `survey` looks, each at the cost of its part of a plain step.
+
+        Args:
+            rows: to train on.
+        """
+        return rows if self.wants_survey else 0
+
     @property
     def offers_weights(self) -> bool:
         """Whether `averages` will give weights in place of the last ones; one method of a stack may."""

@@ -66,6 +66,7 @@ def look_ahead(plan: Plan) -> Outlook:
     seconds: dict[Place, float] = {}
     fair_seconds: dict[Place, float] = {}
     longer: dict[Place, float] = {}
+    once: dict[Place, float] = {}  # units before the first step
     data = {}
     scored: dict[str, dict[str, tuple[str, str]]] = {}
     prints: dict[tuple[str, str], dict[int, dict[str, str]]] = {}
@@ -90,13 +91,16 @@ def look_ahead(plan: Plan) -> Outlook:
                 steps[place] = planned_steps(plan.run, batches, recipe.longer)
                 longer[place] = recipe.longer
                 units[place] = plan.run.accumulation_steps * _units(ready, config)
-            most = max(steps[place] * units[place] for place in places)
+                surveyed = max((m.rows_to_survey(len(ready.rows["train"])) for m in methods_of(config)), default=0)
+                once[place] = _PLAIN_UNITS * math.ceil(surveyed / plan.run.batch_size)
+            most = max(steps[place] * units[place] + once[place] for place in places)
             evaluated = sum(len(ready.rows[name]) for name in ("dev", "test")) / plan.run.batch_size / _PLAIN_UNITS
             before = _steps_before(config)
             for place in places:
-                fair[place] = max(1, round(most / units[place] / longer[place]))  # before the recipe's own factor
+                afforded = (most - once[place]) / units[place]
+                fair[place] = max(1, round(afforded / longer[place]))  # before the recipe's own factor
                 own = units[place] / _PLAIN_UNITS * plain_seconds
-                fixed = _OVERHEAD_SECONDS + evaluated * plain_seconds
+                fixed = _OVERHEAD_SECONDS + (evaluated + once[place] / _PLAIN_UNITS) * plain_seconds
                 seconds[place] = (steps[place] + before) * own + fixed
                 fair_seconds[place] = (longer[place] * fair[place] + before) * own + fixed
     return Outlook(steps, fair, units, seconds, fair_seconds, data, scored, prints, model)
