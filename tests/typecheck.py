@@ -1,4 +1,4 @@
-"""How signatures are checked while the tests run; named in pyproject.toml, `--jaxtyping-packages`."""
+"""How signatures are checked while the tests run; named in the Makefile, `--jaxtyping-packages`."""
 
 from collections.abc import Callable
 from typing import Any

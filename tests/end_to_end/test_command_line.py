@@ -190,7 +190,7 @@ def test_a_shown_recipe_can_be_trained(workplace: Path, run: Run) -> None:
     assert run(SHORT + " -r mine.yaml --set run.min_steps=3 -o run").code == 0
 
 
-def test_doctor_says_what_can_act(workplace: Path, run: Run) -> None:
+def test_doctor_says_what_can_act_what_it_does_to_one_batch_and_what_it_costs(workplace: Path, run: Run) -> None:
     done = run("doctor encoder")
     assert done.code == 0
     assert all(word in done.out for word in ("encoder", "bert", "embedding", "pooled", *METHODS, "can act"))
@@ -198,10 +198,7 @@ def test_doctor_says_what_can_act(workplace: Path, run: Run) -> None:
     assert (facts["family"], facts["layers"], set(facts["methods"])) == ("bert", 3, set(METHODS))
     assert set(facts["sites"].values()) == {"available"}
     assert facts["versions"]["torch"]
-
-
-def test_doctor_says_what_each_method_does_to_one_batch_and_costs(workplace: Path, run: Run) -> None:
-    found = json.loads(run("doctor encoder --json").out)["methods"]
+    found = facts["methods"]
     assert {key for key, facts in found.items() if facts["gradient_change"] is None} == {"topk"}  # 3 of 3 layers
     assert {key for key, facts in found.items() if facts["gradient_change"] == 0} == {"averaging"}
     acting = {key: facts for key, facts in found.items() if key != "topk"}

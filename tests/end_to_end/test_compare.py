@@ -185,6 +185,7 @@ def test_killed_at_any_moment_it_ends_with_the_same_records(workplace: Path, run
     assert scores(Path("killed")) == scores(Path("unbroken"))
 
 
+@pytest.mark.slow
 def test_two_processes_share_the_work(workplace: Path) -> None:
     words = SHORT + " --recipes plain,scl,hype --seeds 2 -o out"
     command = [sys.executable, "-m", "steadytune", *words.split()]

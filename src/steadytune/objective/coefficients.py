@@ -31,7 +31,7 @@ class Coefficients:
         Raises:
             MethodError: a convex weight of 1 beside another term.
         """
-        weighted = [method for method in methods if method.mix != "none" and method.coefficient > 0]
+        weighted = [m for m in methods if m.mix == "convex" or (m.mix == "additive" and m.coefficient > 0)]
         whole = [method.key for method in weighted if method.mix == "convex" and method.coefficient == 1]
         if whole:
             if len(weighted) > 1:

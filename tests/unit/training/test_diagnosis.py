@@ -7,11 +7,19 @@ import pytest
 import torch
 
 from steadytune.methods import METHODS
+from steadytune.training import diagnosis
 from steadytune.training.diagnosis import Trial, diagnose
 from tiny import tiny_batch, tiny_model
 
 FORWARD = {"asa": 2, "cat": 2, "lnsr": 2, "rdrop": 2, "r3f": 2, "pgd": 4, "freelb": 3, "smart": 4}
 """Forward passes of a step; 1 for all others."""
+
+
+@pytest.fixture(autouse=True)
+def one_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Times are not looked at here."""
+    monkeypatch.setattr(diagnosis, "_ROUNDS", 1)
+
 
 LATER = {"averaging"}
 """Methods that change no step, but what comes out in the end."""
