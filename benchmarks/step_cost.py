@@ -171,7 +171,7 @@ def peak_memory(variant: Variant, rows: int, length: int, threads: int) -> int:
     return int(done.stdout.strip().splitlines()[-1])
 
 
-def measure(rows: int, length: int, threads: int, rounds: int, steps: int) -> dict[str, Any]:
+def measure(rows: int, length: int, threads: int, rounds: int, steps: int, memory: bool = True) -> dict[str, Any]:
     """All variants in turn, `rounds` times."""
     models = {dropout: make(dropout) for dropout in {variant.hidden_dropout for variant in VARIANTS}}
     inputs = batch(rows, length, next(next(iter(models.values())).parameters()).device)
@@ -193,7 +193,7 @@ def measure(rows: int, length: int, threads: int, rounds: int, steps: int) -> di
                 "floor": variant.floor,
                 "ratio": statistics.median(ratios),
                 "ratio_quartiles": [quartiles[0], quartiles[2]],
-                "peak_memory_bytes": peak_memory(variant, rows, length, threads),
+                "peak_memory_bytes": peak_memory(variant, rows, length, threads) if memory else None,
             }
         )
     setting = {"rows": rows, "length": length, "threads": threads, "rounds": rounds, "steps": steps}
@@ -216,9 +216,10 @@ def as_table(measured: dict[str, Any]) -> str:
     ]
     for row in measured["results"]:
         low, high = row["ratio_quartiles"]
+        memory = "–" if row["peak_memory_bytes"] is None else f"{row['peak_memory_bytes'] / 2**20:.0f}"
         lines.append(
             f"| {row['variant']} | {row['beside']} | {row['floor']:.2f} | {row['ratio']:.3f} | {low:.3f} to {high:.3f} "
-            f"| {row['peak_memory_bytes'] / 2**20:.0f} |"
+            f"| {memory} |"
         )
     return "\n".join(lines) + "\n"
 
@@ -232,6 +233,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--steps", type=int, default=2)
+    parser.add_argument("--no-memory", action="store_true", help="leave out the processes that measure peak memory")
     parser.add_argument("--memory-of", choices=[variant.name for variant in VARIANTS])
     options = parser.parse_args(arguments)
     logging.set_verbosity_error()
@@ -242,7 +244,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         timed(variant, model, batch(options.rows, options.length, next(model.parameters()).device), 2)
         print(surroundings.peak_memory_bytes())
         return
-    measured = measure(options.rows, options.length, options.threads, options.rounds, options.steps)
+    given = (options.rows, options.length, options.threads, options.rounds, options.steps)
+    measured = measure(*given, memory=not options.no_memory)
     options.output.mkdir(parents=True, exist_ok=True)
     (options.output / "step_cost.json").write_text(json.dumps(measured, indent=1) + "\n")
     (options.output / "step_cost.md").write_text(as_table(measured))
