@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn, get_swa_multi_avg_fn
 
+from steadytune.methods.buffers import buffer_name, parameter_name
 from steadytune.methods.contract import Context, Method, MethodError, Update, setting
 
 Kind = Literal["ema", "swa"]
@@ -71,7 +72,7 @@ class Averaging(Method):
         state = nn.Module()
         for name, parameter in context.model.named_parameters():
             if parameter.requires_grad:
-                state.register_buffer(_buffer_name(name), parameter.detach().clone())
+                state.register_buffer(buffer_name(name), parameter.detach().clone())
         state.register_buffer("averaged", torch.zeros((), dtype=torch.long))
         return state
 
@@ -91,7 +92,7 @@ class Averaging(Method):
             now.report("averaged", max(0, averaged + 1))
             return
         buffers = dict(state.named_buffers())
-        kept = [buffers[_buffer_name(name)] for name in now.parameters]
+        kept = [buffers[buffer_name(name)] for name in now.parameters]
         wide = kept[0].dtype
         last = [parameter.detach().to(wide) for parameter in now.parameters.values()]
         self._take_in(kept, last, averaged)
@@ -109,7 +110,7 @@ class Averaging(Method):
         buffers = dict(state.named_buffers())
         if not int(buffers.pop("averaged")):
             return {}
-        return {_parameter_name(name): mean for name, mean in buffers.items()}
+        return {parameter_name(name): mean for name, mean in buffers.items()}
 
     def _take_in(self, kept: list[Tensor], last: list[Tensor], averaged: int) -> None:
         if averaged == 0:
@@ -129,14 +130,6 @@ class Averaging(Method):
                 f"averaging: in {now.total} optimizer steps the average would hold one iterate only, which is no "
                 "average; lower averaging.every or averaging.start, or train longer."
             )
-
-
-def _buffer_name(parameter: str) -> str:
-    return parameter.replace(".", "/")  # a buffer's name may not have dots; no parameter's has a slash
-
-
-def _parameter_name(buffer: str) -> str:
-    return buffer.replace("/", ".")
 
 
 def _relative_distance(kept: list[Tensor], last: list[Tensor]) -> Tensor:

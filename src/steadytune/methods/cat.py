@@ -9,10 +9,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from steadytune.encoders import Edits, PassOutput, VectorSource
-from steadytune.functional import Norm, ascent_step, by_token, nt_xent_loss, realized_noise
+from steadytune.functional import Norm, ascent_step, by_token, nt_xent_loss
 from steadytune.methods.contract import Context, Method, MethodError, Mix, Step, setting
-
-_FAITHFUL = 0.9  # smallest correlation of intended and realized perturbation, as for noise
+from steadytune.methods.offsets import check_precision, embedding_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,9 +82,9 @@ class CAT(Method):
             raise MethodError("cat needs input_ids: it perturbs the word-embedding matrix, which inputs_embeds bypass.")
         clean, edits = step.clean, None
         if self.epsilon > 0:
-            offset = self._perturbation(step, step.gradient("clean", wrt=_embedding))
+            offset = self._perturbation(step, step.gradient("clean", wrt=embedding_of))
             if step.first:
-                _check_precision(clean.embedding.detach(), offset)
+                check_precision("cat.epsilon", clean.embedding, offset)
             edits = Edits(embedding=lambda states: (states + offset).to(states.dtype))
         perturbed = step.run("cat", edits=edits, kind="label")
         self._report(step, clean, perturbed)
@@ -155,26 +154,9 @@ class CAT(Method):
         return said
 
 
-def _embedding(output: PassOutput) -> Tensor:
-    return output.embedding
-
-
 def _frame(slots: Tensor, mask: Tensor | None, sentence_token: int) -> Tensor:
     """Slots of the special tokens of each text: its first and last token, or the last two if the head reads there."""
     real = mask.long() if mask is not None and mask.ndim == 2 else torch.ones_like(slots)
     last = slots.shape[1] - 1 - real.flip(1).argmax(dim=1)
     first = real.argmax(dim=1) if sentence_token == 0 else (last - 1).clamp(min=0)
     return slots.gather(1, torch.stack([first, last], dim=1)).flatten()
-
-
-def _check_precision(states: Tensor, offset: Tensor) -> None:
-    """Raise where the perturbation is rounded away by the embeddings."""
-    if states.dtype not in (torch.bfloat16, torch.float16) or not bool(offset.any()):
-        return
-    correlation, moved = (float(value) for value in realized_noise(states, offset, states.dtype))
-    if correlation < _FAITHFUL:
-        name = str(states.dtype).removeprefix("torch.")
-        raise MethodError(
-            f"cat.epsilon is rounded away by the {name} embeddings (correlation of intended and effective perturbation "
-            f"{correlation:.2f}, {moved:.1%} of the entries move); use float32 weights, with autocast if need be."
-        )

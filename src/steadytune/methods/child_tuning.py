@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from steadytune.functional import draw_noise
+from steadytune.methods.buffers import buffer_name
 from steadytune.methods.contract import Context, Method, MethodError, ParameterRule, Update, setting
 
 Mode = Literal["F", "D", "random"]
@@ -49,7 +50,7 @@ class Child(nn.Module):
         self.names, self.fixed = tuple(blocks), fixed
         self.before: dict[str, tuple[Tensor, Tensor]] = {}
         for name, parameter in blocks.items() if fixed else ():
-            self.register_buffer(_buffer_name(name), torch.ones_like(parameter, dtype=torch.bool))
+            self.register_buffer(buffer_name(name), torch.ones_like(parameter, dtype=torch.bool))
         self.register_buffer("kept_fisher", torch.ones(()))
 
     def mask(self, name: str) -> Tensor:
@@ -58,7 +59,7 @@ class Child(nn.Module):
         Args:
             name: of the parameter.
         """
-        return self.get_buffer(_buffer_name(name))
+        return self.get_buffer(buffer_name(name))
 
     def keep_best(self, scores: Mapping[str, Tensor], share: float) -> None:
         """Set the masks to the largest scores of all parameters together.
@@ -221,7 +222,3 @@ def _blocks(context: Context) -> dict[str, nn.Parameter]:
     """Trained parameters inside the encoder's layers, by name."""
     inside = {id(parameter) for layer in context.anatomy.layers for parameter in layer.parameters()}
     return {name: p for name, p in context.model.named_parameters() if id(p) in inside and p.requires_grad}
-
-
-def _buffer_name(parameter: str) -> str:
-    return parameter.replace(".", "/")  # a buffer's name may not have dots

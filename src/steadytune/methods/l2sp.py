@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from steadytune.methods.buffers import buffer_name
 from steadytune.methods.contract import Context, Method, MethodError, Mix, ParameterRule, Step, Update, setting
 
 Form = Literal["decoupled", "penalty"]
@@ -26,7 +27,7 @@ class Anchors(nn.Module):
         super().__init__()
         self.anchored, self.new = dict(anchored), dict(new)  # plain dictionaries: they stay the model's parameters
         for name, parameter in anchored.items():
-            self.register_buffer(_buffer_name(name), parameter.detach().clone())
+            self.register_buffer(buffer_name(name), parameter.detach().clone())
 
     def anchor(self, name: str) -> Tensor:
         """The value that a matrix began with.
@@ -34,7 +35,7 @@ class Anchors(nn.Module):
         Args:
             name: of the parameter.
         """
-        return self.get_buffer(_buffer_name(name))
+        return self.get_buffer(buffer_name(name))
 
     def distance(self, name: str) -> Tensor:
         """w − w₀, float32 or wider.
@@ -162,7 +163,3 @@ def _matrices(context: Context) -> tuple[dict[str, nn.Parameter], dict[str, nn.P
     trained = {name: p for name, p in context.model.named_parameters() if p.requires_grad and p.ndim > 1}
     old = {name: p for name, p in trained.items() if id(p) in inside}
     return old, {name: p for name, p in trained.items() if name not in old}
-
-
-def _buffer_name(parameter: str) -> str:
-    return parameter.replace(".", "/")  # a buffer's name may not have dots

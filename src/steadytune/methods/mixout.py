@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from steadytune.encoders import Edits
 from steadytune.functional import draw_noise
+from steadytune.methods.buffers import buffer_name
 from steadytune.methods.contract import Context, Method, MethodError, Pass, setting
 
 Unit = Literal["input", "element"]
@@ -75,7 +76,7 @@ class Mixout(Method):
         """
         state = nn.Module()
         for name, weight in _mixed(context).items():
-            state.register_buffer(_buffer_name(name), weight.detach().clone())
+            state.register_buffer(buffer_name(name), weight.detach().clone())
         return state
 
     def edits(self, now: Pass) -> Edits | None:
@@ -90,7 +91,7 @@ class Mixout(Method):
         targets = dict(now.state.named_buffers())
 
         def mixed(name: str, weight: Tensor) -> Tensor:
-            target = targets.get(_buffer_name(name))
+            target = targets.get(buffer_name(name))
             return weight if target is None else self._mix(now, name, weight, target)
 
         return Edits(weights=mixed)
@@ -110,7 +111,3 @@ def _mixed(context: Context) -> dict[str, nn.Parameter]:
     inside = {id(module.weight) for module in maps}
     named = context.model.named_parameters()
     return {name: p for name, p in named if id(p) in inside and p.requires_grad}
-
-
-def _buffer_name(parameter: str) -> str:
-    return parameter.replace(".", "/")  # a buffer's name may not have dots

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from steadytune.encoders import Edits, PassOutput
 from steadytune.functional import Ball, Norm, draw_noise
+from steadytune.methods.buffers import buffer_name, parameter_name
 from steadytune.methods.contract import Context, Method, MethodError, Mix, Step, Update, setting
 from steadytune.methods.offsets import (
     check_ids,
@@ -37,12 +38,12 @@ class Teacher(nn.Module):
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
                 wide = torch.promote_types(parameter.dtype, torch.float32)
-                self.register_buffer(name.replace(".", "/"), parameter.detach().to(wide, copy=True))
+                self.register_buffer(buffer_name(name), parameter.detach().to(wide, copy=True))
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         """Names as in the model, and averages."""
         for name, average in self.named_buffers():
-            yield name.replace("/", "."), average
+            yield parameter_name(name), average
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,7 @@ from steadytune.objective.coefficients import Coefficients
 from steadytune.objective.rows import Group
 from steadytune.objective.step import PassCount, StepOutput, StepPlan, TrainingStep
 from steadytune.objective.telemetry import Telemetry
-from steadytune.objective.updates import Groups, UpdateHooks, acts_on_updates, by_rule, check_rules, rules_of
+from steadytune.objective.updates import Groups, UpdateHooks, by_rule, check_rules, rules_of
 from steadytune.tasks import Task, infer_task
 
 STATE_FILE, WEIGHTS_FILE = "steadytune_state.json", "steadytune_methods.safetensors"
@@ -158,7 +158,7 @@ class RegularizedModel(nn.Module):
         """Refuse what only shows when training begins."""
         assert self._sites is not None
         for method in self.methods:
-            if acts_on_updates(method) and self._updates is None:
+            if method.acts_on_updates and self._updates is None:
                 raise MethodError(f"{method.key} acts in optimizer steps; call attach(optimizer) before training.")
             if method.wants_survey and not self._surveyed:
                 raise MethodError(
@@ -364,7 +364,7 @@ class RegularizedModel(nn.Module):
         self.detach()
         self._updates = UpdateHooks(
             optimizer,
-            methods=[method for method in self.methods if acts_on_updates(method)],
+            methods=[method for method in self.methods if method.acts_on_updates],
             modules=dict(self.method_modules.items()),
             parameters={name: p for name, p in self.model.named_parameters() if p.requires_grad},
             seed=self.seed,

@@ -88,15 +88,6 @@ def _mark(rule: ParameterRule) -> tuple[Any, ...]:
     return (rule.learning_rate_scale, rule.weight_decay)
 
 
-def acts_on_updates(method: Method) -> bool:
-    """Whether a method has a part in optimizer steps.
-
-    Args:
-        method: any.
-    """
-    return method.acts_on_updates
-
-
 class UpdateHooks:
     """The methods' part in the steps of one optimizer.
 
