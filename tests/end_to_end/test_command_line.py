@@ -18,7 +18,7 @@ import yaml
 from steadytune.encoders.bundled import PACKAGE
 from steadytune.methods import METHODS
 
-COMMANDS = ("train", "compare", "evaluate", "predict", "methods", "recipes", "doctor")
+COMMANDS = ("train", "compare", "soup", "evaluate", "predict", "methods", "recipes", "doctor")
 SHORT = "train reviews.csv -m encoder --max-length 32 --learning-rate 0.003 --epochs 1"
 LABELS = {"pos", "neg"}
 Run = Callable[[str], Any]

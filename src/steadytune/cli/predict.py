@@ -156,12 +156,18 @@ def _load(model: str) -> "tuple[Task, Any, Any]":
 
 
 def _trained(model: str) -> "RunConfig | None":
-    """The run that the model comes from, if it lies beside it."""
-    from steadytune.recipes import load_run
+    """The run that the model comes from, or the best of those it was averaged from, if it lies beside it."""
+    from steadytune.recipes import RunConfig, load_run
+    from steadytune.recipes.recipe import validated
+    from steadytune.records import SOUP_FILE, read_soup
 
-    for file in (Path(model) / "run.yaml", Path(model).parent / "run.yaml"):
-        if file.is_file() and (file.parent / "model").is_dir():
-            return load_run(file)
+    for folder in (Path(model), Path(model).parent):
+        if not (folder / "model").is_dir():
+            continue
+        if (folder / "run.yaml").is_file():
+            return load_run(folder / "run.yaml")
+        if (folder / SOUP_FILE).is_file():
+            return validated(RunConfig, read_soup(folder / SOUP_FILE).config, str(folder / SOUP_FILE))
     return None
 
 

@@ -3,12 +3,12 @@
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_serializer, model_validator
 
 from steadytune.recipes.recipe import Recipe, RecipeError, read_text, read_yaml, validated
 
@@ -93,6 +93,8 @@ class RunSettings(BaseModel):
         gradient_checkpointing: trade time for memory.
         checkpoint_steps: optimizer steps between two checkpoints.
         logging_steps: optimizer steps between two lines of the history.
+        head_seed: draws the new classification head; if null, the run's seed. Runs of several seeds with one head seed
+            begin with the same head, so that their weights can be averaged (`steadytune soup`).
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -113,6 +115,15 @@ class RunSettings(BaseModel):
     gradient_checkpointing: bool = False
     checkpoint_steps: int = Field(200, ge=1)
     logging_steps: int = Field(10, ge=1)
+    head_seed: int | None = Field(None, ge=0, lt=2**31)
+
+    @model_serializer(mode="wrap")
+    def _without_null_head_seed(self, dump: Callable[[Any], Any]) -> dict[str, Any]:
+        """Run ids hash every value: where the head follows the run's seed they are those of before it could not."""
+        values: dict[str, Any] = dump(self)
+        if values.get("head_seed") is None:
+            values.pop("head_seed", None)
+        return values
 
 
 class RunConfig(BaseModel):
@@ -123,7 +134,7 @@ class RunConfig(BaseModel):
         model: "bundled", a local folder or a hub name.
         recipe: methods, settings, dropout.
         run: the shared settings.
-        seed: names every random stream of the run.
+        seed: names every random stream of the run, but for that of the head if `run.head_seed` is given.
         after: rows on which the same recipe trains the model first, as in sequential transfer; null for none. The
             classification head goes on too if both have the same labels; else it begins anew.
     """
@@ -174,6 +185,11 @@ class RunConfig(BaseModel):
         if self.after is None:
             raise RecipeError("the run has no `after`, so none comes before it.")
         return self.model_copy(update={"data": self.after, "after": None})
+
+    @property
+    def head_seed(self) -> int:
+        """The seed in force for a new classification head."""
+        return self.seed if self.run.head_seed is None else self.run.head_seed
 
     @property
     def learning_rate(self) -> float:

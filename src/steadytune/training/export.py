@@ -4,12 +4,13 @@ import html
 import math
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from steadytune.records import RunRecord
+from steadytune.records import RunRecord, SoupRecord
 
 _CARD = """---
 {card_data}
@@ -25,7 +26,7 @@ A text model fine-tuned with steadytune. It is a plain Transformers model: load 
 
 ## Scores
 
-One run, one seed: a single number says little about a method.
+{caution}
 
 | split | rows | {metrics} |
 |---|---|{rule}|
@@ -33,44 +34,76 @@ One run, one seed: a single number says little about a method.
 
 ## Training
 
-Recipe `{recipe}`: {methods}. {notices}
+{training}
 """
 
 
-def export_model(model: Any, tokenizer: Any, folder: Path, record: RunRecord) -> None:
+def export_model(model: Any, tokenizer: Any, folder: Path, card: ModelCard) -> None:
     """Save model, tokenizer and card; the folder appears whole or not at all.
 
     Args:
         model: the plain Hugging Face model.
         tokenizer: its tokenizer.
         folder: where to; one that an interrupted run left there is replaced.
-        record: what the run was.
+        card: says what the model is.
     """
     aside = folder.with_name(f".{folder.name}.{os.getpid()}")
     shutil.rmtree(aside, ignore_errors=True)
     try:
         model.save_pretrained(aside)
         tokenizer.save_pretrained(aside)
-        model_card(record).save(aside / "README.md")
+        card.save(aside / "README.md")
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(aside, folder)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def model_card(record: RunRecord) -> ModelCard:
-    """The card of a trained model.
+def run_card(record: RunRecord) -> ModelCard:
+    """The card of the model of one run.
 
     Args:
         record: what the run was.
     """
-    config, source = record.config, record.config["data"]["source"]
-    name = Path(source).name
+    recipe = record.config["recipe"]
+    methods = ", ".join(f"{key} {values}" for key, values in recipe["methods"].items()) or "no method"
+    return _card(
+        record,
+        name=recipe["name"],
+        more={"training rows": record.data_rows["train"], "seed": record.config["seed"], "run": record.run_id},
+        caution="One run, one seed: a single number says little about a method.",
+        training=f"Recipe `{recipe['name']}`: {methods}. {' '.join(record.notices)}",
+    )
+
+
+def soup_card(record: SoupRecord) -> ModelCard:
+    """The card of a model whose weights are an average of those of several runs.
+
+    Args:
+        record: what the soup is.
+    """
+    kept = [f"`{one.run_id}`" for one in record.ingredients if one.kept]
+    return _card(
+        record,
+        name="soup",
+        more={"head seed": record.head_seed, "runs": len(kept)},
+        caution="The validation rows chose these weights, so their scores flatter; the test rows chose nothing."
+        if record.rule == "greedy"
+        else "One soup: a single number says little about a method.",
+        training=f"The equal mean of the weights of {len(kept)} of {len(record.ingredients)} runs from the same "
+        f"checkpoint and the same head (Wortsman et al. 2022, {record.rule} soup): {', '.join(kept)}.",
+    )
+
+
+def _card(
+    record: RunRecord | SoupRecord, *, name: str, more: Mapping[str, object], caution: str, training: str
+) -> ModelCard:
+    source = Path(record.config["data"]["source"]).name
     results = [
         EvalResult(
             task_type="text-classification",
-            dataset_type=name,
-            dataset_name=name,
+            dataset_type=source,
+            dataset_name=source,
             dataset_split=split,
             metric_type=metric,
             metric_value=value,
@@ -79,31 +112,26 @@ def model_card(record: RunRecord) -> ModelCard:
         for metric, value in scores.items()
         if metric == record.metric and value is not None and math.isfinite(value)
     ]
-    data = ModelCardData(
-        library_name="transformers", model_name=f"{name} {config['recipe']['name']}", eval_results=results
-    )
+    data = ModelCardData(library_name="transformers", model_name=f"{source} {name}", eval_results=results)
     metrics = list(next(iter(record.scores.values()), {}))
     facts = {
         "encoder": record.model_name,
         "task": record.task,
         "labels": ", ".join(record.label_names[:20]) + (", …" if len(record.label_names) > 20 else ""),
-        "training rows": record.data_rows["train"],
-        "seed": config["seed"],
-        "run": record.run_id,
+        **more,
     }
     text = _CARD.format(
         card_data=data.to_yaml(),
         title=data.model_name,
         facts="\n".join(f"| {key} | {_cell(value)} |" for key, value in facts.items() if value != ""),
+        caution=caution,
         metrics=" | ".join(metrics),
         rule="|".join("---" for _ in metrics),
         scores="\n".join(
             f"| {split} | {record.data_rows[split]} | " + " | ".join(_number(scores[m]) for m in metrics) + " |"
             for split, scores in record.scores.items()
         ),
-        recipe=config["recipe"]["name"],
-        methods=", ".join(f"{key} {values}" for key, values in config["recipe"]["methods"].items()) or "no method",
-        notices=" ".join(record.notices),
+        training=training,
     )
     return ModelCard(text)
 

@@ -23,7 +23,7 @@ from steadytune.recipes import RunConfig, RunSettings, load_run, protocol_hash, 
 from steadytune.records import Cost, RunRecord, config_hash, write_json, write_pooled, write_predictions, write_record
 from steadytune.training import surroundings
 from steadytune.training.checkpoints import last_complete_checkpoint
-from steadytune.training.export import export_model
+from steadytune.training.export import export_model, run_card
 from steadytune.training.inference import predict_logits, predict_with_pooled
 from steadytune.training.layers import measured_layers, shown_tokens
 from steadytune.training.loading import RunError, revision
@@ -389,7 +389,7 @@ def _write(output: Path, record: RunRecord, ready: Prepared, logits: dict[str, n
     names = [name for name, values in logits.items() for _ in range(len(values))]
     write_predictions(output / "predictions.parquet", ids, names, labels, np.concatenate(list(logits.values())))
     if export and record.status == "done":
-        export_model(ready.model, ready.tokenizer, output / "model", record)
+        export_model(ready.model, ready.tokenizer, output / "model", run_card(record))
     write_record(output / "record.json", record)
     (output / INPUTS_FILE).unlink(missing_ok=True)
     shutil.rmtree(output / "checkpoints", ignore_errors=True)

@@ -138,7 +138,7 @@ def prepare(config: RunConfig, start: Path | None = None) -> Prepared:
         raise RunError(f"run.max_length must be at most {limit} with model {found.given}; got {config.run.max_length}.")
     dropout = config.recipe.dropout
     settings = dropout_settings(load_config(found), hidden=dropout.hidden, attention=dropout.attention)
-    torch.manual_seed(keyed_seed(config.seed, "head"))
+    torch.manual_seed(keyed_seed(config.head_seed, "head"))
     model = load_model(found, **task.head_config(), **settings)
     rows = {
         name: encode(getattr(selection, name), tokenizer, config.run.max_length) for name in ("train", "dev", "test")

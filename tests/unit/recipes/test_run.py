@@ -8,6 +8,7 @@ import pytest
 
 from steadytune.recipes import (
     DataSettings,
+    Recipe,
     RecipeError,
     RunConfig,
     RunSettings,
@@ -16,6 +17,7 @@ from steadytune.recipes import (
     protocol_hash,
     save_run,
 )
+from steadytune.records import config_hash
 
 
 def config(**changes: Any) -> RunConfig:
@@ -36,7 +38,7 @@ FULL = {
         text_noise=1,
     ),
     "model": "some/encoder",
-    "run": RunSettings(epochs=0.5, learning_rate=1e-5, examples_per_class=2, precision="bfloat16"),
+    "run": RunSettings(epochs=0.5, learning_rate=1e-5, examples_per_class=2, precision="bfloat16", head_seed=3),
     "seed": 2**31 - 1,
 }
 
@@ -166,3 +168,24 @@ def test_the_essence_of_a_run_is_what_moves_its_scores() -> None:
     assert run.model_copy(update={"recipe": remarked}).essence() == run.essence()
     assert run.model_copy(update={"recipe": run.recipe.with_setting("scl", "weight", 0.2)}).essence() != run.essence()
     assert run.model_copy(update={"seed": 1}).essence() != run.essence()
+
+
+def test_the_head_follows_the_seed_of_the_run_unless_it_has_its_own() -> None:
+    assert config(seed=3).head_seed == 3
+    assert config(seed=3, run=RunSettings(head_seed=0)).head_seed == 0
+    assert config(seed=3).with_run_setting("head_seed", 5).head_seed == 5
+
+
+def test_a_run_without_its_own_head_seed_is_the_run_it_was_before_there_was_one(tmp_path: Path) -> None:
+    """Frozen, as computed before: of every value, which names a single run, and of the essence, which names a cell."""
+    run = RunConfig(data=DataSettings(source="sample"), recipe=Recipe(name="plain"), seed=3)
+    assert config_hash(run.model_dump(mode="json")) == "722b649399eef4d7"
+    assert config_hash(run.essence()) == "656469ce6da2608b"
+    save_run(run, tmp_path / "run.yaml")
+    assert "head_seed" not in (tmp_path / "run.yaml").read_text()
+
+
+def test_another_head_is_another_run() -> None:
+    run = config(run=RunSettings(head_seed=0))
+    assert run.essence() != config().essence()
+    assert run.model_dump(mode="json") != config().model_dump(mode="json")
