@@ -31,6 +31,7 @@ from steadytune import (
     LNSR,
     PGD,
     R3F,
+    SAM,
     SCL,
     SMART,
     Averaging,
@@ -43,8 +44,10 @@ from steadytune import (
     NEFTune,
     NoisyTune,
     RDrop,
+    RecAdam,
     RegularizedModel,
     ReInit,
+    TMix,
     TopK,
 )
 from steadytune.encoders.bundled import bundled_encoder
@@ -102,6 +105,9 @@ VARIANTS = (
     Variant("label_smoothing", (LabelSmoothing(),), 0.1, 1.0),
     Variant("neftune", (NEFTune(),), 0.1, 1.0),
     Variant("noisytune", (NoisyTune(),), 0.1, 1.0),
+    Variant("recadam", (RecAdam(),), 0.1, 1.0),
+    Variant("sam", (SAM(),), 0.1, 2.0),
+    Variant("tmix", (TMix(),), 0.1, 1.0),
     Variant("topk, 3 of 6 layers", (TopK(layers=3),), 0.1, 2 / 3),
     Variant("lora", (LoRA(),), 0.1, 2 / 3),
     Variant("plain, no hidden dropout", None, 0.0, 1.0),

@@ -22,6 +22,7 @@ from steadytune.methods import (
     LNSR,
     PGD,
     R3F,
+    SAM,
     SCL,
     SMART,
     Averaging,
@@ -30,6 +31,7 @@ from steadytune.methods import (
     HyPe,
     Mixout,
     RDrop,
+    RecAdam,
     lnsr,
 )
 from steadytune.methods.contract import Method
@@ -123,6 +125,7 @@ UPDATED = {  # methods that act on weights or carry some from step to step
     "with a teacher": (SMART(),),
     "mixed": (Mixout(), RDrop(), R3F(noise_std=0.05)),
     "along the path": (FreeLB(),),
+    "at other weights": (SAM(), RecAdam()),
 }
 STEPS = 3
 

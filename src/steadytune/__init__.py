@@ -23,9 +23,12 @@ if TYPE_CHECKING:
     from steadytune.methods.pgd import PGD
     from steadytune.methods.r3f import R3F
     from steadytune.methods.rdrop import RDrop
+    from steadytune.methods.recadam import RecAdam
     from steadytune.methods.reinit import ReInit
+    from steadytune.methods.sam import SAM
     from steadytune.methods.scl import SCL
     from steadytune.methods.smart import SMART
+    from steadytune.methods.tmix import TMix
     from steadytune.methods.topk import TopK
     from steadytune.objective import RegularizedModel, StepOutput
     from steadytune.training.trainer import RegularizedTrainer
@@ -46,6 +49,7 @@ __all__ = [
     "LNSR",
     "PGD",
     "R3F",
+    "SAM",
     "SCL",
     "SMART",
     "Averaging",
@@ -59,9 +63,11 @@ __all__ = [
     "NoisyTune",
     "RDrop",
     "ReInit",
+    "RecAdam",
     "RegularizedModel",
     "RegularizedTrainer",
     "StepOutput",
+    "TMix",
     "TopK",
     "__version__",
 ]

@@ -15,9 +15,12 @@ from tiny import tiny_batch, tiny_model
 
 RIVALS = (
     *("rdrop", "r3f", "pgd", "freelb", "smart", "mixout"),
-    *("child_tuning", "reinit", "l2sp", "llrd", "averaging"),
+    *("child_tuning", "reinit", "l2sp", "recadam", "llrd", "averaging"),
 )
 """Those that a comparison must have."""
+
+SECOND = ("sam", "tmix")
+"""Of the second tier, those that add passes."""
 
 EXTRA: dict[str, tuple[float, float, float]] = {  # forward passes, gradients of activations, gradients of weights
     "cat": (1, 2, 1),
@@ -28,6 +31,7 @@ EXTRA: dict[str, tuple[float, float, float]] = {  # forward passes, gradients of
     "pgd": (3, 4, 1),  # a gradient of the clean pass, two probes and the last pass
     "freelb": (3, 3, 3),  # beside a clean pass that another method asks for
     "smart": (3, 2, 1),  # a probe, the pass, a teacher
+    "tmix": (1, 1, 1),  # beside a clean pass that another method asks for
 }
 """What a method adds to one clean pass, in a stack in which no graph can be let go of early."""
 
@@ -41,7 +45,9 @@ def predicted(keys: Sequence[str]) -> list[float]:
     if set(keys) <= {"hype", "freelb", "pgd"}:  # alone with noise: the ascent shares its traversals with the weights
         counts[1] -= "pgd" in keys
         counts = [count - ("freelb" in keys) for count in counts]
-    return counts
+    if set(keys) <= {"hype", "tmix"}:
+        counts = [count - ("tmix" in keys) for count in counts]
+    return [count * (2 if "sam" in keys else 1) for count in counts]
 
 
 def trained(keys: Sequence[str], steps: int) -> tuple[RegularizedModel, list[float]]:
@@ -62,7 +68,7 @@ def trained(keys: Sequence[str], steps: int) -> tuple[RegularizedModel, list[flo
     return wrapper, losses
 
 
-PAIRS = [pair for pair in itertools.product(CORE, RIVALS) if pairing(*pair).verdict != "forbidden"]
+PAIRS = [pair for pair in itertools.product(CORE, RIVALS + SECOND) if pairing(*pair).verdict != "forbidden"]
 
 
 @pytest.mark.parametrize("pair", PAIRS, ids=" and ".join)
@@ -76,7 +82,7 @@ def test_a_core_method_and_a_rival_train_five_steps_with_the_predicted_passes(pa
 
 
 def test_every_core_method_meets_every_rival() -> None:
-    assert len(PAIRS) == len(CORE) * len(RIVALS)
+    assert len(PAIRS) == len(CORE) * (len(RIVALS) + len(SECOND))
 
 
 FORBIDDEN = [pair for pair, known in known_pairings().items() if known.verdict == "forbidden"]

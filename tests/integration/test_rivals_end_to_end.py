@@ -22,9 +22,9 @@ pytestmark = pytest.mark.usefixtures("imports_stay_out_of_garbage_collection")
 RECIPES = (
     *("rdrop", "r3f", "r4f", "fgm", "pgd", "freelb", "smart", "vat", "mixout", "child_tuning", "child-tuning-f"),
     *("reinit", "l2sp", "l2sp-penalty", "llrd", "averaging", "swa", "label_smoothing", "neftune", "noisytune", "topk"),
-    *("lora", "strong", "lora+averaging"),
+    *("recadam", "sam", "asam", "tmix", "lora", "strong", "lora+averaging"),
 )
-WITH_MEMORY = ("r4f", "smart", "mixout", "child_tuning", "l2sp", "swa", "lora+averaging", "strong", "reinit")
+WITH_MEMORY = ("r4f", "smart", "mixout", "child_tuning", "l2sp", "recadam", "swa", "lora+averaging", "strong", "reinit")
 """Those that carry something from step to step, or change the model before the first one."""
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 Site = str
 """One of "embedding", "hidden", "inside", "attention", "pooled", "logits", "weights"."""
 
-SITES: tuple[Site, ...] = ("embedding", "hidden", "inside", "attention", "pooled", "logits", "weights")
+SITES: tuple[Site, ...] = ("embedding", "hidden", "inside", "attention", "mask", "pooled", "logits", "weights")
 
 
 class SiteUnavailable(ValueError):
@@ -290,6 +290,7 @@ class Anatomy:
         reason = {
             "attention": self.attention_obstacle(),
             "inside": self.inside_seam,
+            "mask": "" if self.family.batch_first else "its layers take a mask of another form",
             "pooled": "" if self.label_linear is not None else "the model has no linear map to labels",
             "weights": "gradient checkpointing would compute its layers again with other weights; switch it off"
             if checkpointing(self.base)

@@ -20,6 +20,7 @@ from steadytune.encoders.randomness import RandomState
 TensorEdit = Callable[[Tensor], Tensor]
 LayerEdit = Callable[[int, Tensor], Tensor]
 AttentionEdit = Callable[[int, Tensor, Tensor | None], Tensor | None]
+MaskEdit = Callable[[int, Tensor], Tensor]
 WeightEdit = Callable[[str, Tensor], Tensor]
 
 _INSIDE = "steadytune_inside"
@@ -36,6 +37,8 @@ class Edits:
         inside: layer index and the states that enter its feed-forward block (batch, tokens, dim).
         attention: layer index, states that the layer's attention reads (after its own norm, if any), its attention
             mask; gives an additive bias (batch, 1 or heads, tokens, tokens) or None.
+        mask: layer index and the attention mask that it is given (batch, heads or 1, tokens or 1, tokens), boolean or
+            additive; not called where the model gives none, because nothing is padded.
         pooled: vector that enters the linear map to the labels (batch, dim).
         weights: name and value of a parameter; gives the value that this pass uses in its place.
     """
@@ -44,6 +47,7 @@ class Edits:
     hidden: LayerEdit | None = None
     inside: LayerEdit | None = None
     attention: AttentionEdit | None = None
+    mask: MaskEdit | None = None
     pooled: TensorEdit | None = None
     weights: WeightEdit | None = None
 
@@ -152,7 +156,7 @@ class Sites:
         """
         if self._active is not None:
             raise RuntimeError("a pass is running already; passes of one model do not nest.")
-        for site in ("attention", "weights"):  # the model may have been changed since it was wrapped
+        for site in ("attention", "mask", "weights"):  # the model may have been changed since it was wrapped
             if any(getattr(edit, site) is not None for edit in edits):
                 self.anatomy.require(site, "an edit")
         record = Recording()
@@ -208,6 +212,7 @@ class Sites:
                 if edit.hidden is not None:
                     states = edit.hidden(index, states)
         now.record.hidden[index] = states
+        args, kwargs = _masked(index, args, kwargs, [edit.mask for edit in now.edits if edit.mask is not None])
         now.record.layer_calls[index] = (module, args[1:], kwargs)
         inside = [edit.inside for edit in now.edits if edit.inside is not None]
         if inside:
@@ -288,6 +293,18 @@ class Sites:
                 vector = edit.pooled(vector)
         now.record.pooled = vector
         return (vector, *args[1:])
+
+
+def _masked(
+    index: int, args: tuple[Any, ...], kwargs: dict[str, Any], edits: Sequence[MaskEdit]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments of a layer with its attention mask edited."""
+    mask = args[1] if len(args) > 1 else kwargs.get("attention_mask")
+    if mask is None or not edits:
+        return args, kwargs
+    for edit in edits:
+        mask = edit(index, mask)
+    return ((args[0], mask, *args[2:]), kwargs) if len(args) > 1 else (args, {**kwargs, "attention_mask": mask})
 
 
 def first_tensor(output: Any) -> Tensor:

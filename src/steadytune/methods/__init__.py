@@ -13,6 +13,7 @@ if TYPE_CHECKING:
         Context,
         Method,
         MethodError,
+        Mixture,
         OwnOptimizer,
         ParameterRule,
         Pass,
@@ -33,9 +34,12 @@ if TYPE_CHECKING:
     from steadytune.methods.pgd import PGD
     from steadytune.methods.r3f import R3F
     from steadytune.methods.rdrop import RDrop
+    from steadytune.methods.recadam import RecAdam
     from steadytune.methods.reinit import ReInit
+    from steadytune.methods.sam import SAM
     from steadytune.methods.scl import SCL
     from steadytune.methods.smart import SMART
+    from steadytune.methods.tmix import TMix
     from steadytune.methods.topk import TopK
 
 METHODS: dict[str, str] = {
@@ -56,13 +60,17 @@ METHODS: dict[str, str] = {
     "pgd": "PGD",
     "r3f": "R3F",
     "rdrop": "RDrop",
+    "recadam": "RecAdam",
     "reinit": "ReInit",
+    "sam": "SAM",
     "scl": "SCL",
     "smart": "SMART",
+    "tmix": "TMix",
     "topk": "TopK",
 }
 _CONTRACT = (
-    *("Context", "Method", "MethodError", "OwnOptimizer", "ParameterRule", "Pass", "Step", "Update"),
+    *("Context", "Method", "MethodError", "Mixture", "OwnOptimizer", "ParameterRule", "Pass", "Step"),
+    "Update",
     "setting",
 )
 _HOMES = {name: key for key, name in METHODS.items()} | dict.fromkeys(_CONTRACT, "contract")
@@ -76,6 +84,7 @@ __all__ = [
     "METHODS",
     "PGD",
     "R3F",
+    "SAM",
     "SCL",
     "SMART",
     "Averaging",
@@ -88,6 +97,7 @@ __all__ = [
     "Method",
     "MethodError",
     "Mixout",
+    "Mixture",
     "NEFTune",
     "NoisyTune",
     "OwnOptimizer",
@@ -95,7 +105,9 @@ __all__ = [
     "Pass",
     "RDrop",
     "ReInit",
+    "RecAdam",
     "Step",
+    "TMix",
     "TopK",
     "Update",
     "method_class",

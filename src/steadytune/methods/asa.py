@@ -203,7 +203,7 @@ class ASA(Method):
         each = self.temperature**2 * state.log_multiplier.exp()
         price = (kept * (each / free.clamp(min=1) if self.parameterization == "normalized" else each)).mean()
         step.report("price", price)
-        if self.target_mask_fraction is not None:
+        if self.target_mask_fraction is not None and not step.rehearsal:
             state.log_multiplier.add_(_STEERING * (1 - step.over_processes(rate) - self.target_mask_fraction))
             step.report("price_multiplier", state.log_multiplier.exp())
         return price

@@ -33,6 +33,7 @@ class Averaging(Method):
     """Averaged weights beside the trained ones (EMA; SWA: Izmailov et al. 2018, Lu et al. 2022)."""
 
     key: ClassVar[str] = "averaging"
+    reads_updates: ClassVar[bool] = True
     average_is_optional: ClassVar[bool] = True
 
     kind: Kind = setting("ema", "exponential average of all, or equal weights from `start` on", source="derived")

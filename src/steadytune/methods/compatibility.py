@@ -35,6 +35,10 @@ _EDITS = "its noise is on in passes that carry a loss, off in those that look fo
 _NO_CLEAN = "FreeLB has no clean pass, so the other method's costs one more"
 _NOT_OWN = "the adversary of ASA is left out"
 _FROZEN = "under LoRA the pre-trained weights do not move"
+_TWICE = "the whole step, with all its passes, is computed twice"
+_OWN_PASS = "the mixed pass has the label loss; the other method's clean pass is one more"
+_NEW_ANCHOR = "new layers are anchored at their new values"
+_NOISY_ANCHOR = "weights are anchored after the noise"
 _ONE_ASCENT = "both climb the label loss at the embeddings; choose one"
 
 _PAIRINGS: dict[tuple[str, str], Pairing] = {
@@ -61,20 +65,36 @@ _PAIRINGS: dict[tuple[str, str], Pairing] = {
     ("asa", "mixout"): Pairing("rule", _NOT_OWN),
     ("asa", "child_tuning"): Pairing("rule", _NOT_OWN),
     ("asa", "l2sp"): Pairing("rule", _NOT_OWN),
+    ("asa", "recadam"): Pairing("rule", _NOT_OWN),
     ("asa", "llrd"): Pairing("rule", _NOT_OWN),
     ("asa", "averaging"): Pairing("rule", _NOT_OWN),
     ("cat", "neftune"): Pairing("rule", _EDITS),
     ("lnsr", "neftune"): Pairing("rule", _EDITS),
     ("cat", "lora"): Pairing("rule", "the perturbation is added to what the frozen matrix gives"),
+    ("scl", "sam"): Pairing("rule", _TWICE),
+    ("cat", "sam"): Pairing("rule", _TWICE),
+    ("hype", "sam"): Pairing("rule", "the whole step is computed twice, with the same noise"),
+    ("lnsr", "sam"): Pairing("rule", _TWICE),
+    ("asa", "sam"): Pairing("rule", "the whole step is computed twice; the adversary of ASA stays where it is"),
+    ("scl", "tmix"): Pairing("rule", _OWN_PASS),
+    ("cat", "tmix"): Pairing("rule", _SHARED_LABELS),
+    ("lnsr", "tmix"): Pairing("rule", _OWN_PASS),
+    ("asa", "tmix"): Pairing("rule", _OWN_PASS),
     ("freelb", "pgd"): Pairing("forbidden", _ONE_ASCENT),
     ("lora", "l2sp"): Pairing("forbidden", _FROZEN),
+    ("lora", "recadam"): Pairing("forbidden", _FROZEN),
     ("lora", "mixout"): Pairing("forbidden", _FROZEN),
     ("lora", "child_tuning"): Pairing("forbidden", _FROZEN),
     ("lora", "topk"): Pairing("forbidden", _FROZEN),
     ("lora", "reinit"): Pairing("forbidden", "under LoRA the new layers would stay random"),
     ("l2sp", "mixout"): Pairing("redundant", "both pull towards the pre-trained weights"),
-    ("l2sp", "reinit"): Pairing("rule", "new layers are anchored at their new values"),
-    ("l2sp", "noisytune"): Pairing("rule", "weights are anchored after the noise"),
+    ("l2sp", "recadam"): Pairing(
+        "forbidden", "both pull towards the pre-trained weights, and RecAdam would anneal the other's pull; choose one"
+    ),
+    ("l2sp", "reinit"): Pairing("rule", _NEW_ANCHOR),
+    ("recadam", "reinit"): Pairing("rule", _NEW_ANCHOR),
+    ("l2sp", "noisytune"): Pairing("rule", _NOISY_ANCHOR),
+    ("recadam", "noisytune"): Pairing("rule", _NOISY_ANCHOR),
     ("r3f", "rdrop"): Pairing("redundant", "R3F with its own dropout draw is R-Drop with one label pass"),
     ("r3f", "smart"): Pairing("redundant", "SMART without its ascent is R3F"),
 }

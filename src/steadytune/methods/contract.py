@@ -20,6 +20,7 @@ __all__ = [
     "Method",
     "MethodError",
     "Mix",
+    "Mixture",
     "OwnOptimizer",
     "ParameterRule",
     "Pass",
@@ -79,6 +80,19 @@ class Pass:
     notice: Callable[[str], None]
     inputs: Mapping[str, Tensor]
     state: nn.Module | None
+
+
+@dataclass(frozen=True, eq=False)
+class Mixture:
+    """Which rows a pass mixes, so that its label loss mixes their labels alike.
+
+    Attributes:
+        partners: index of the row that each row is mixed with (batch,); labelled rows with labelled ones.
+        share: of the row itself, in the mixture; the rest is its partner's.
+    """
+
+    partners: Tensor
+    share: float
 
 
 @dataclass(frozen=True)
@@ -160,6 +174,11 @@ class Step(Protocol):
         ...
 
     @property
+    def rehearsal(self) -> bool:
+        """This step only finds the weights at which it is then taken, so that nothing may be learned from it."""
+        ...
+
+    @property
     def labels(self) -> Shaped[Tensor, " batch"]:
         """One label per example; -100 marks an example without one."""
         ...
@@ -182,11 +201,12 @@ class Step(Protocol):
         dropout: str = "fresh",
         kind: PassKind = "auxiliary",
         leaf_embedding: bool = False,
+        mixture: Mixture | None = None,
     ) -> PassOutput:
         """The pass of this name; run at most once in a step.
 
         Its dropout is "fresh" or "as NAME" of an earlier pass. "as clean" before there is a clean pass draws from the
-        main stream, and a clean pass that follows replays it.
+        main stream, and a clean pass that follows replays it. A `mixture` says which rows the edits mix.
         """
         ...
 
@@ -243,6 +263,7 @@ class Method(abc.ABC):
         early_gradient: it sends gradients along ways that re-entrant gradient checkpointing cuts.
         setup_order: methods that change the loaded model come first: 0 sets weights anew, 1 adds noise to them,
             2 freezes or adapts them; 3, the usual, finds them as they will train.
+        reads_updates: its `after_update` reads what the other methods' have left, so it comes after them.
         average_is_optional: the last weights are as good a result as its `averages`; validation may choose.
     """
 
@@ -251,6 +272,7 @@ class Method(abc.ABC):
     probes_embedding: ClassVar[bool] = False
     early_gradient: ClassVar[bool] = False
     setup_order: ClassVar[int] = 3
+    reads_updates: ClassVar[bool] = False
     average_is_optional: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
@@ -372,6 +394,23 @@ class Method(abc.ABC):
 
         Args:
             state: what `setup` returned.
+        """
+        return {}
+
+    @property
+    def moves_weights(self) -> bool:
+        """Whether `moved_weights` will say where a step is taken; one method of a stack may."""
+        return type(self).moved_weights is not Method.moved_weights
+
+    def moved_weights(
+        self, step: Step, weights: Mapping[str, Tensor], gradients: Callable[[], Mapping[str, Tensor]]
+    ) -> Mapping[str, Tensor]:
+        """Weights at which all passes of a step run and its gradient is taken, in place of the present ones, by name.
+
+        Args:
+            step: takes telemetry; no pass of it has run.
+            weights: the trainable ones of the wrapped model, by name.
+            gradients: computes those of the step's whole loss at the present weights, at the cost of one more step.
         """
         return {}
 

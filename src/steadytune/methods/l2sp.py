@@ -8,14 +8,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from steadytune.methods.buffers import buffer_name
+from steadytune.methods.anchors import HALF, Anchors, trained_weights
 from steadytune.methods.contract import Context, Method, MethodError, Mix, ParameterRule, Step, Update, setting
 
 Form = Literal["decoupled", "penalty"]
-_HALF = (torch.bfloat16, torch.float16)
 
 
-class Anchors(nn.Module):
+class Pulled(Anchors):
     """Where the matrices of the encoder began, and which matrices are new.
 
     Args:
@@ -24,27 +23,8 @@ class Anchors(nn.Module):
     """
 
     def __init__(self, anchored: Mapping[str, nn.Parameter], new: Mapping[str, nn.Parameter]) -> None:
-        super().__init__()
-        self.anchored, self.new = dict(anchored), dict(new)  # plain dictionaries: they stay the model's parameters
-        for name, parameter in anchored.items():
-            self.register_buffer(buffer_name(name), parameter.detach().clone())
-
-    def anchor(self, name: str) -> Tensor:
-        """The value that a matrix began with.
-
-        Args:
-            name: of the parameter.
-        """
-        return self.get_buffer(buffer_name(name))
-
-    def distance(self, name: str) -> Tensor:
-        """w − w₀, float32 or wider.
-
-        Args:
-            name: of the parameter.
-        """
-        anchor = self.anchor(name)
-        return self.anchored[name].to(anchor.dtype) - anchor
+        super().__init__(anchored)
+        self.new = dict(new)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +71,7 @@ class L2SP(Method):
         anchored, _ = _matrices(context)
         if not anchored:
             raise MethodError("l2sp cannot act on a frozen encoder: it pulls back what training moves.")
-        if self.form == "decoupled" and any(p.dtype in _HALF for p in anchored.values()):
+        if self.form == "decoupled" and any(p.dtype in HALF for p in anchored.values()):
             raise MethodError(
                 "l2sp with form 'decoupled' is rounded away by 16-bit weights; use float32 weights, with autocast if "
                 "need be, or form 'penalty'."
@@ -103,7 +83,7 @@ class L2SP(Method):
         Args:
             context: model, task and processes.
         """
-        return Anchors(*_matrices(context))
+        return Pulled(*_matrices(context))
 
     def parameter_rules(self, context: Context) -> Mapping[str, ParameterRule]:
         """No ordinary weight decay where this method pulls.
@@ -124,7 +104,7 @@ class L2SP(Method):
         """
         if self.form == "decoupled":
             return None
-        assert isinstance(state, Anchors)
+        assert isinstance(state, Pulled)
         squares = torch.stack([state.distance(name).square().sum() for name in state.anchored]).sum()
         step.report("distance", squares.detach().sqrt())
         if state.new and self.head_weight > 0:
@@ -141,7 +121,7 @@ class L2SP(Method):
         """
         if self.form == "penalty":
             return
-        assert isinstance(state, Anchors)
+        assert isinstance(state, Pulled)
         squares = []
         for name, rate in now.learning_rates.items():
             weight = now.parameters[name]
@@ -159,7 +139,5 @@ class L2SP(Method):
 
 def _matrices(context: Context) -> tuple[dict[str, nn.Parameter], dict[str, nn.Parameter]]:
     """Trained matrices of the encoder, and those of the head, by name; tied ones once."""
-    inside = {id(parameter) for parameter in context.anatomy.base.parameters()}
-    trained = {name: p for name, p in context.model.named_parameters() if p.requires_grad and p.ndim > 1}
-    old = {name: p for name, p in trained.items() if id(p) in inside}
-    return old, {name: p for name, p in trained.items() if name not in old}
+    old, new = trained_weights(context)
+    return {name: p for name, p in old.items() if p.ndim > 1}, {name: p for name, p in new.items() if p.ndim > 1}

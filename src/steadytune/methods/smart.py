@@ -57,6 +57,7 @@ class SMART(Method):
     mix: ClassVar[Mix] = "additive"
     probes_embedding: ClassVar[bool] = True
     early_gradient: ClassVar[bool] = True
+    reads_updates: ClassVar[bool] = True
 
     weight: float = setting(1.0, "λ_s, weight of the smoothness; 0 for no SMART at all", low=0, source="Jiang 2020")
     epsilon: float = setting(0.03, "ε, radius of the ball", low=0, source="from a derived grid 0.01 to 0.3")

@@ -17,7 +17,7 @@ from steadytune.methods.compatibility import check_together
 from steadytune.methods.contract import Context, Method, MethodError
 from steadytune.objective.coefficients import Coefficients
 from steadytune.objective.rows import Group
-from steadytune.objective.step import PassCount, StepOutput, StepPlan, TrainingStep
+from steadytune.objective.step import PassCount, StepOutput, StepPlan, TrainingStep, take
 from steadytune.objective.telemetry import Telemetry
 from steadytune.objective.updates import Groups, UpdateHooks, by_rule, check_rules, rules_of
 from steadytune.tasks import Task, infer_task
@@ -55,6 +55,7 @@ class RegularizedModel(nn.Module):
         redundant = check_together([method.key for method in self.methods])
         if len(offering := [method.key for method in self.methods if method.offers_weights]) > 1:
             raise MethodError(f"{' and '.join(offering)} both put other weights in place in the end; leave one out.")
+        _check_moved(self.methods)
         self.task = task or infer_task(model)
         for method in self.methods:
             self.task = method.training_task(self.task)
@@ -141,7 +142,7 @@ class RegularizedModel(nn.Module):
         )
         try:
             with torch.autocast(labels.device.type, enabled=False):
-                output = step.compute()
+                output = take(step)
         except BaseException:
             self._group = None
             raise
@@ -178,6 +179,7 @@ class RegularizedModel(nn.Module):
 
     def _plan(self) -> StepPlan:
         assert self._sites is not None
+        weights = dict(self.model.named_parameters())
         return StepPlan(
             methods=self.methods,
             modules=dict(self.method_modules.items()),
@@ -188,7 +190,8 @@ class RegularizedModel(nn.Module):
             resume_at=self._resume_at,
             first=self._first,
             count=self._count,
-            parameters=[*self.model.parameters(), *self.method_modules.parameters()],
+            weights=weights,
+            parameters=[*weights.values(), *self.method_modules.parameters()],
             notice=self.notice,
         )
 
@@ -364,7 +367,7 @@ class RegularizedModel(nn.Module):
         self.detach()
         self._updates = UpdateHooks(
             optimizer,
-            methods=[method for method in self.methods if method.acts_on_updates],
+            methods=sorted((m for m in self.methods if m.acts_on_updates), key=lambda method: method.reads_updates),
             modules=dict(self.method_modules.items()),
             parameters={name: p for name, p in self.model.named_parameters() if p.requires_grad},
             seed=self.seed,
@@ -556,3 +559,16 @@ class RegularizedModel(nn.Module):
             "_group": None,
             "_updates": None,
         }  # a copy is closed: hooks belong to the original
+
+
+def _check_moved(methods: Sequence[Method]) -> None:
+    """Refuse what does not go with a step that is taken at other weights."""
+    movers = [method.key for method in methods if method.moves_weights]
+    if len(movers) > 1:
+        raise MethodError(f"{' and '.join(movers)} both take the step at other weights; leave one out.")
+    ahead = [method.key for method in methods if method.shared_vectors() is not None]
+    if movers and ahead:
+        raise MethodError(
+            f"{movers[0]} takes every batch at weights of its own, so {ahead[0]}.gather_across_accumulation cannot "
+            "contrast it with other batches; switch that off."
+        )

@@ -12,7 +12,7 @@ from transformers.utils.generic import ModelOutput
 
 from steadytune.encoders import Anatomy, Edits, PassOutput, PassRunner, RandomState, VectorSource, ambient_autocast
 from steadytune.functional import keyed_generator, keyed_seed
-from steadytune.methods.contract import Method, MethodError, Pass, PassKind
+from steadytune.methods.contract import Method, MethodError, Mixture, Pass, PassKind
 from steadytune.objective.coefficients import Coefficients
 from steadytune.objective.rows import Group, joined, live, rank
 from steadytune.objective.settled import settle
@@ -87,7 +87,8 @@ class StepPlan:
         resume_at: layers at which a pass may be resumed.
         first: no step of this model has run before.
         count: labelled items of a batch, in a dtype whose quotients do not coarsen the gradient.
-        parameters: of the wrapped model and of the methods.
+        weights: of the wrapped model, by name.
+        parameters: those and the methods' own.
         notice: where a sentence for the log and the record goes.
     """
 
@@ -100,6 +101,7 @@ class StepPlan:
     resume_at: frozenset[int]
     first: bool
     count: Callable[[Tensor], Tensor]
+    weights: Mapping[str, nn.Parameter]
     parameters: Sequence[nn.Parameter]
     notice: Callable[[str], None]
 
@@ -116,6 +118,8 @@ class TrainingStep:
         labels: one label per example.
         share: this batch's part of the accumulation group; 1.0 if it is not known.
         cell: the group whose vectors were computed ahead, and this batch's place in it.
+        moved: weights that every pass uses in place of the model's own, by name.
+        rehearsal: the step is computed only to find `moved`.
     """
 
     plan: StepPlan
@@ -125,12 +129,14 @@ class TrainingStep:
     labels: Tensor
     share: Tensor | float = 1.0
     cell: tuple[Group, int] | None = None
+    moved: Mapping[str, Tensor] = field(default_factory=dict)
+    rehearsal: bool = False
     method: Method | None = None
     passes: PassCount = field(default_factory=PassCount)
     outputs: dict[str, PassOutput] = field(default_factory=dict)
     streams: dict[str, str] = field(default_factory=dict)
     kept_edits: dict[str, list[Edits]] = field(default_factory=dict)
-    asked: dict[str, tuple[Edits | None, str]] = field(default_factory=dict)
+    asked: dict[str, tuple[Edits | None, str, Mixture | None]] = field(default_factory=dict)
     resumed: dict[str, tuple[str, int, Tensor, str]] = field(default_factory=dict)
     settled: dict[str, Tensor] = field(default_factory=dict)
     probes: set[str] = field(default_factory=set)
@@ -193,7 +199,11 @@ class TrainingStep:
             return self.settled[name]
         output = self.clean if name == "clean" else self.outputs[name]
         assert output.logits is not None
-        return self.plan.task.loss(output.logits, self.labels)
+        loss = self.plan.task.loss(output.logits, self.labels)
+        if name not in self.asked or (mixture := self.asked[name][2]) is None:
+            return loss
+        of_partners = self.plan.task.loss(output.logits, self.labels[mixture.partners])
+        return mixture.share * loss + (1 - mixture.share) * of_partners
 
     # -- passes -------------------------------------------------------------------------------------------------------
 
@@ -221,6 +231,7 @@ class TrainingStep:
         dropout: str = "fresh",
         kind: PassKind = "auxiliary",
         leaf_embedding: bool = False,
+        mixture: Mixture | None = None,
     ) -> PassOutput:
         """The pass of this name; see `Step.run`."""
         if name not in self.outputs:
@@ -238,8 +249,8 @@ class TrainingStep:
                 self.probes.add(name)
             if base == "clean":
                 self.main_start = self.outputs[name].start
-            self.asked[name] = (edits, dropout)
-        elif self.asked.get(name) != (edits, dropout):
+            self.asked[name] = (edits, dropout, mixture)
+        elif not _same(self.asked.get(name, ()), (edits, dropout, mixture)):
             raise MethodError(f"the pass {name!r} was run with other edits or dropout; give this one its own name.")
         return self.outputs[name]
 
@@ -264,6 +275,20 @@ class TrainingStep:
         elif name not in self.resumed or not _same(self.resumed[name], (base, layer, hidden, dropout)):
             raise MethodError(f"the pass {name!r} was run with other states or dropout; give this one its own name.")
         return self.outputs[name]
+
+    def gradients(self, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+        """Of the whole loss, by name of the parameters that it reaches.
+
+        Args:
+            parameters: by name.
+        """
+        assert self.method is not None
+        if not torch.is_grad_enabled():
+            raise MethodError(f"{self.method.key} needs a gradient inside the step; train outside torch.no_grad().")
+        loss = self.compute().loss
+        assert loss is not None
+        found = torch.autograd.grad(self._lift * loss, list(parameters.values()), allow_unused=True)
+        return {name: g / self._lift for name, g in zip(parameters, found, strict=True) if g is not None}
 
     def gradient(
         self,
@@ -314,7 +339,8 @@ class TrainingStep:
         kind: PassKind,
         leaf_embedding: bool,
     ) -> PassOutput:
-        edits = [] if own_edits is None else [own_edits]  # an offset comes before random noise
+        edits = [Edits(weights=lambda key, value: self.moved.get(key, value))] if self.moved else []
+        edits += [] if own_edits is None else [own_edits]  # an offset comes before random noise
         edits += self._edits(name, kind, stream)
         self.streams[name], self.kept_edits[name] = stream, edits
         gradients = 1.0 if torch.is_grad_enabled() and kind != "probe" else 0.0
@@ -410,8 +436,38 @@ class TrainingStep:
         self.plan.notice(text)
 
 
+def take(step: TrainingStep) -> StepOutput:
+    """A step, at the weights where a method wants it taken.
+
+    Args:
+        step: no pass of it has run.
+    """
+    weights = {name: weight for name, weight in step.plan.weights.items() if weight.requires_grad}
+    for method in step.plan.methods:
+        if method.moves_weights:
+            step.method = method
+            step.moved = method.moved_weights(step, weights, lambda: _rehearsed(step, weights))
+    return step.compute()
+
+
+def _rehearsed(step: TrainingStep, weights: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+    """Gradients of a step that is taken elsewhere afterwards, with the same dropout and the same draws."""
+    rehearsal = TrainingStep(
+        step.plan, step.number, step.runner, step.inputs, step.labels, step.share, method=step.method, rehearsal=True
+    )
+    try:
+        found = rehearsal.gradients(weights)
+    finally:
+        rehearsal.forget()
+    step.main_start = rehearsal.main_start
+    step.passes.add(**vars(rehearsal.passes))
+    return found
+
+
 def _same(one: tuple[Any, ...], other: tuple[Any, ...]) -> bool:
-    return all(a is b or (not isinstance(a, Tensor) and a == b) for a, b in zip(one, other, strict=True))
+    return len(one) == len(other) and all(
+        a is b or (not isinstance(a, Tensor) and a == b) for a, b in zip(one, other, strict=True)
+    )
 
 
 def _divided(dividend: Tensor | float, divisor: Tensor | float) -> Tensor | float:

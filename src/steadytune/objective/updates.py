@@ -93,7 +93,7 @@ class UpdateHooks:
 
     Args:
         optimizer: hooks are registered on it.
-        methods: those that act, in the order of application.
+        methods: those that act, in the order in which they do.
         modules: what each owns, by key.
         parameters: trainable ones of the wrapped model, by name.
         seed: names the streams.

@@ -213,6 +213,7 @@ def _kept(wrapper: RegularizedModel, batch: Mapping[str, Tensor], layer: int) ->
             resume_at=frozenset(),
             first=False,
             count=wrapper.task.count,
+            weights={},
             parameters=(),
             notice=lambda text: None,
         )
