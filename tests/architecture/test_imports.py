@@ -30,6 +30,7 @@ ROOMS = (
 TORCH_FREE_ROOMS = ("records", "reports")
 LOADS_TORCH = {"torch", "transformers", "accelerate", "sentence_transformers", "torchmetrics", "peft"}
 OPTIONAL = {"onnx", "onnxruntime", "optuna", "peft", "ray", "tensorboard", "trackio", "wandb", "mlflow"}
+SLOW_TO_LOAD = {"torchmetrics"}  # a second for one metric, which few runs compute
 ROOMLESS_NAMES = {"util", "utils", "common", "helper", "helpers", "misc", "core", "base"}
 
 
@@ -200,13 +201,13 @@ def cycles(modules: dict[str, Module]) -> list[str]:
 
 
 def hidden_imports(modules: dict[str, Module]) -> list[str]:
-    """Imports in a function or by name, except of optional third parties, in `cli`, and by a package's lazy face."""
+    """Imports in a function or by name, except of optional and slow third parties, in `cli`, and by a package's lazy face."""
     return [
         f"{module.at(found)} imports {found.target} {'by name' if found.dynamic else 'inside a function'}"
         for module in modules.values()
         for found in module.imports
         if (found.in_function or found.dynamic)
-        and found.target.split(".")[0] not in OPTIONAL
+        and found.target.split(".")[0] not in OPTIONAL | SLOW_TO_LOAD
         and module.room != "cli"
         and not found.lazy_face
     ]

@@ -14,7 +14,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
 from steadytune import RegularizedModel
-from steadytune.data.batching import Encoded, PaddingCollator
+from steadytune.data.batching import PaddingCollator
 from steadytune.encoders import stability_curve
 from steadytune.methods.asa import ASA
 from steadytune.recipes.recipe import validated
@@ -22,6 +22,7 @@ from steadytune.records import RunRecord, StudyStore
 from steadytune.studies import Plan
 from steadytune.studies.execute import open_store
 from steadytune.studies.executors import Agenda, run_here
+from steadytune.tasks import Encoded
 from steadytune.training.fit import fit
 from steadytune.training.layers import measured_layers
 from tiny import CLS, FAMILIES, HEADS, PAD, VOCABULARY, WIDTH, tiny_model

@@ -12,8 +12,6 @@ from steadytune.cli import options
 from steadytune.cli.output import err, out, print_json, quiet_libraries, score_table
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from steadytune.data import Examples
     from steadytune.recipes import RunConfig
     from steadytune.tasks import Task
@@ -51,13 +49,13 @@ def evaluate(
         text_column=text_column or _column(trained, "text_column", data),
         pair_column=pair_column or _column(trained, "pair_column", data),
         label_column=label_column or _column(trained, "label_column", data),
-        task=task.name,  # type: ignore[arg-type]  # the tasks of sequence models are those of data sets
+        task=task.name,  # type: ignore[arg-type]  # a name of this list
         label_names=names or None,
     )
     rows = dataset.splits[chosen]
     length = max_length or _trained_length(model, tokenizer)
-    logits = _logits(network, tokenizer, task, rows, length, batch_size)
-    scores = {chosen: task.scores(logits, _array(rows.labels or ()))}
+    predicted = _predicted(network, tokenizer, task, rows, length, batch_size)
+    scores = {chosen: task.scores(predicted, rows.labels or ())}
     if as_json:
         print_json({"model": model, "data": data, "split": chosen, "rows": len(rows), "scores": scores[chosen]})
         return 0
@@ -105,6 +103,7 @@ def predict(
             data,
             text_column=text_column or _column(trained, "text_column", data),
             pair_column=pair_column or _column(trained, "pair_column", data),
+            task=task.name,  # type: ignore[arg-type]  # a name of this list
             require_labels=False,
         )
         if len(dataset.splits) > 1:
@@ -112,10 +111,10 @@ def predict(
         notes = dataset.notes
         rows = next(iter(dataset.splits.values()))
     length = max_length or _trained_length(model, tokenizer)
-    logits = _logits(network, tokenizer, task, rows, length, batch_size)
+    predicted = _predicted(network, tokenizer, task, rows, length, batch_size)
     answers = [
         {"id": row_id, "text": row_text, **answer}
-        for row_id, row_text, answer in zip(rows.ids, rows.texts, task.decode(logits), strict=True)
+        for row_id, row_text, answer in zip(rows.ids, rows.texts, task.decode(predicted), strict=True)
     ]
     if output is not None:
         _write(Path(output), answers)
@@ -185,20 +184,13 @@ def _trained_length(model: str, tokenizer: Any) -> int:
     return trained.run.max_length if trained is not None else min(128, int(tokenizer.model_max_length))
 
 
-def _logits(
-    network: Any, tokenizer: Any, task: "Task", rows: "Examples", max_length: int, batch_size: int
-) -> "np.ndarray":
-    from steadytune.data import PaddingCollator, encode
-    from steadytune.training.inference import predict_logits
+def _predicted(network: Any, tokenizer: Any, task: "Task", rows: "Examples", max_length: int, batch_size: int) -> Any:
+    from steadytune.data import PaddingCollator
+    from steadytune.training.inference import predict as predict_rows
 
-    encoded = encode(rows, tokenizer, max_length)
-    return predict_logits(network, encoded, PaddingCollator(tokenizer, task.label_dtype), batch_size)
-
-
-def _array(labels: Sequence[float]) -> "np.ndarray":
-    import numpy as np
-
-    return np.asarray(labels)
+    encoded = task.encode(rows, tokenizer, max_length)
+    collator = PaddingCollator(tokenizer, task.label_dtype, labels_by_token=task.labels_by_token)
+    return predict_rows(network, task, encoded, collator, batch_size).rows
 
 
 def _write(path: Path, answers: Sequence[Mapping[str, Any]]) -> None:

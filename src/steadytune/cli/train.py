@@ -54,7 +54,7 @@ def train(
     text_column: options.TextColumn = None,
     pair_column: options.PairColumn = None,
     label_column: options.LabelColumn = None,
-    task: Annotated[str | None, typer.Option(help="`classification` or `regression`.")] = None,
+    task: Annotated[str | None, typer.Option(help="Where the data do not say it: `multi_label`, ...")] = None,
     as_json: options.Json = False,
 ) -> int:
     """Fine-tune one encoder with one recipe; a killed run goes on when the command is repeated."""

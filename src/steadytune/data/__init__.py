@@ -1,6 +1,6 @@
 """Data on its way in: sources, the choice of rows, and batches."""
 
-from steadytune.data.batching import ClassBalancedBatches, Encoded, LengthGroupedBatches, PaddingCollator, encode
+from steadytune.data.batching import ClassBalancedBatches, LengthGroupedBatches, PaddingCollator
 from steadytune.data.checks import DataReport, data_report
 from steadytune.data.corruption import corrupt, flip_labels, noise_words, thin_classes
 from steadytune.data.examples import Examples
@@ -13,7 +13,6 @@ __all__ = [
     "DataError",
     "DataReport",
     "Dataset",
-    "Encoded",
     "Examples",
     "LengthGroupedBatches",
     "PaddingCollator",
@@ -22,7 +21,6 @@ __all__ = [
     "check_trainable",
     "corrupt",
     "data_report",
-    "encode",
     "flip_labels",
     "load_dataset",
     "noise_words",

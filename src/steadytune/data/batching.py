@@ -1,4 +1,4 @@
-"""From rows to padded tensors: tokenization once, and the order in which batches come.
+"""From tokens to padded tensors, and the order in which batches come.
 
 The order of an epoch depends on (seed, epoch) alone. It comes from raw words of
 `PCG64(SeedSequence(seed, spawn_key=(stream, epoch)))`, as in `sampling`, with stream 8 for `LengthGroupedBatches` and 9
@@ -7,124 +7,40 @@ for `ClassBalancedBatches`.
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset as TorchDataset
 from torch.utils.data import Sampler
 from transformers import PreTrainedTokenizerBase
 
-from steadytune.data.examples import Examples
 from steadytune.data.tables import DataError
 
 MEGA_BATCH = 50  # batches among which rows are sorted by length; the usual choice of transformers' grouped sampler
 _T = TypeVar("_T")
 _LENGTH_STREAM, _CLASS_STREAM = 8, 9
-_TOKENIZED_AT_ONCE = 1000  # bounds the memory that the tokenizer's own records take
-
-
-@dataclass(frozen=True, eq=False)
-class Encoded(TorchDataset[dict[str, Any]]):
-    """Tokenized rows, unpadded; a map-style torch dataset for `PaddingCollator`.
-
-    Args:
-        ids: names of the rows.
-        input_ids: tokens of each row.
-        token_type_ids: segment of each token, if the tokenizer tells segments apart.
-        labels: class indices or scores, if there are any.
-        truncated_rows: how many rows lost tokens to the maximum length.
-    """
-
-    ids: tuple[str, ...]
-    input_ids: list[list[int]]
-    token_type_ids: list[list[int]] | None
-    labels: tuple[int, ...] | tuple[float, ...] | None
-    truncated_rows: int
-    lengths: list[int] = field(init=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "lengths", [len(tokens) for tokens in self.input_ids])
-
-    def first(self, count: int) -> "Encoded":
-        """At most so many of the first rows.
-
-        Args:
-            count: how many.
-        """
-        segments = None if self.token_type_ids is None else self.token_type_ids[:count]
-        labels = None if self.labels is None else self.labels[:count]
-        return Encoded(self.ids[:count], self.input_ids[:count], segments, labels, self.truncated_rows)
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        item: dict[str, Any] = {"input_ids": self.input_ids[index], "attention_mask": [1] * self.lengths[index]}
-        if self.token_type_ids is not None:
-            item["token_type_ids"] = self.token_type_ids[index]
-        if self.labels is not None:
-            item["labels"] = self.labels[index]
-        return item
-
-
-def encode(examples: Examples, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Encoded:
-    """All rows as tokens, cut to at most `max_length`, the longer text of a pair first.
-
-    Args:
-        examples: texts, with or without pairs and labels.
-        tokenizer: fast or slow.
-        max_length: tokens per row, special tokens included.
-    Returns:
-        The rows in their order, with the number of rows that were cut.
-    Raises:
-        DataError: `max_length` leaves no place for a token beside the special ones, or is more than the model can
-            read; or a row gives no token at all.
-    """
-    least = tokenizer.num_special_tokens_to_add(pair=examples.pairs is not None) + 1
-    if max_length < least:
-        raise DataError(f"max_length must be an integer ≥ {least} with this tokenizer; got {max_length}.")
-    if max_length > tokenizer.model_max_length:
-        raise DataError(f"max_length must be at most {tokenizer.model_max_length} with this model; got {max_length}.")
-    input_ids: list[list[int]] = []
-    token_type_ids: list[list[int]] = []
-    truncated_rows = 0
-    for start in range(0, len(examples), _TOKENIZED_AT_ONCE):
-        rows = slice(start, start + _TOKENIZED_AT_ONCE)
-        texts = list(examples.texts[rows])
-        pairs = None if examples.pairs is None else list(examples.pairs[rows])
-        tokens = tokenizer(
-            texts, pairs, truncation=True, max_length=max_length, return_attention_mask=False, verbose=False
-        )
-        input_ids += tokens["input_ids"]
-        token_type_ids += tokens.get("token_type_ids", [])
-        if tokens.encodings is not None:
-            truncated_rows += sum(bool(encoding.overflowing) for encoding in tokens.encodings)
-        else:  # a slow tokenizer does not say what it cut
-            whole = tokenizer(texts, pairs, return_attention_mask=False, verbose=False)["input_ids"]
-            truncated_rows += sum(len(row) > max_length for row in whole)
-    for row_id, row in zip(examples.ids, input_ids, strict=True):
-        if not row:
-            raise DataError(f"row {row_id!r} gives no token with this tokenizer; fill its text or remove the row.")
-    return Encoded(examples.ids, input_ids, token_type_ids or None, examples.labels, truncated_rows)
 
 
 class PaddingCollator:
-    """Rows of one batch as tensors, padded to the longest of them on the tokenizer's side.
+    """Items of one batch as tensors, padded to the longest of them on the tokenizer's side.
+
+    A row with fewer choices than others gets its first one again, with the label -100.
 
     Args:
         tokenizer: says the padding token, its segment and its side.
         label_dtype: torch.long for classes, torch.float32 for scores.
+        labels_by_token: labels are lists as long as the tokens, padded with -100.
     Raises:
         DataError: the tokenizer has no padding token.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, label_dtype: torch.dtype) -> None:
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, label_dtype: torch.dtype, *, labels_by_token: bool = False
+    ) -> None:
         if tokenizer.pad_token_id is None:
             raise DataError("the model's tokenizer must have a padding token; it has none, so set its pad_token.")
-        self.label_dtype = label_dtype
+        self.label_dtype, self.labels_by_token = label_dtype, labels_by_token
         self.left = tokenizer.padding_side == "left"
         self.padding = {
             "input_ids": int(tokenizer.pad_token_id),
@@ -134,16 +50,40 @@ class PaddingCollator:
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         """The batch: `input_ids`, `attention_mask`, and `token_type_ids` and `labels` where the rows have them."""
-        longest = max(len(row["input_ids"]) for row in rows)
+        nested = isinstance(rows[0]["input_ids"][0], list)
+        if nested:
+            rows = _with_as_many_choices(rows)
+        longest = max(max(map(len, row["input_ids"])) if nested else len(row["input_ids"]) for row in rows)
         batch: dict[str, Tensor] = {}
         for name, value in self.padding.items():
             if name in rows[0]:
-                fill = [[value] * (longest - len(row[name])) for row in rows]
-                padded = [f + row[name] if self.left else row[name] + f for row, f in zip(rows, fill, strict=True)]
+                padded = [
+                    [self._padded(part, longest, value) for part in row[name]]
+                    if nested
+                    else self._padded(row[name], longest, value)
+                    for row in rows
+                ]
                 batch[name] = torch.tensor(padded, dtype=torch.long)
         if "labels" in rows[0]:
-            batch["labels"] = torch.tensor([row["labels"] for row in rows], dtype=self.label_dtype)
+            labels = [row["labels"] for row in rows]
+            labels = [self._padded(row, longest, -100) for row in labels] if self.labels_by_token else labels
+            batch["labels"] = torch.tensor(labels, dtype=self.label_dtype)
         return batch
+
+    def _padded(self, values: list[int], longest: int, fill: int) -> list[int]:
+        rest = [fill] * (longest - len(values))
+        return rest + values if self.left else values + rest
+
+
+def _with_as_many_choices(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    most = max(len(row["input_ids"]) for row in rows)
+    filled = []
+    for row in rows:
+        missing = most - len(row["input_ids"])
+        filled.append(
+            {name: v + ([-100] if name == "labels" else v[:1]) * missing for name, v in row.items()} if missing else row
+        )
+    return filled  # type: ignore[return-value]
 
 
 class LengthGroupedBatches(Sampler[list[int]]):

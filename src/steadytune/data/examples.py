@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from steadytune.data.tables import DataError, Table, listed
 
@@ -25,17 +26,18 @@ class Examples:
 
     Args:
         ids: one name per row, distinct within the split.
-        texts: the first text of each row.
-        pairs: the second text of each row, or None where rows have one text.
-        labels: class indices, or scores for regression, or None where there are no labels.
+        texts: the first text of each row; for token classification its words.
+        pairs: the second text of each row, or None where rows have one text; for a multiple choice its choices.
+        labels: class indices; scores for regression; indices of all classes of a row, or of the tags of its words;
+            answers with the character at which they begin; or None where there are no labels.
     Raises:
         ValueError: the tuples differ in length.
     """
 
     ids: tuple[str, ...]
-    texts: tuple[str, ...]
-    pairs: tuple[str, ...] | None = None
-    labels: tuple[int, ...] | tuple[float, ...] | None = None
+    texts: tuple[Any, ...]
+    pairs: tuple[Any, ...] | None = None
+    labels: tuple[Any, ...] | None = None
 
     def __post_init__(self) -> None:
         for name, column in (("texts", self.texts), ("pairs", self.pairs), ("labels", self.labels)):
@@ -137,11 +139,19 @@ def examples_of(table: Table, columns: Columns, names: tuple[str, ...] | None, s
     labels: tuple[int, ...] | tuple[float, ...] | None = None
     if columns.label is not None:
         labels = _scores(table, columns.label) if names is None else _classes(table, columns.label, names)
-    pairs = _texts(table, columns.pair) if columns.pair else None
-    return Examples(_ids(table, split), _texts(table, columns.text), pairs, labels)
+    pairs = row_texts(table, columns.pair) if columns.pair else None
+    return Examples(row_ids(table, split), row_texts(table, columns.text), pairs, labels)
 
 
-def _ids(table: Table, split: str) -> tuple[str, ...]:
+def row_ids(table: Table, split: str) -> tuple[str, ...]:
+    """The name of each row: its id, or its place in the split.
+
+    Args:
+        table: as read.
+        split: its name.
+    Raises:
+        DataError: an id is missing or given twice.
+    """
     if "id" not in table.columns:
         return tuple(f"{split}-{index}" for index in range(len(table.rows)))
     seen: dict[str, int] = {}
@@ -154,7 +164,15 @@ def _ids(table: Table, split: str) -> tuple[str, ...]:
     return tuple(seen)
 
 
-def _texts(table: Table, column: str) -> tuple[str, ...]:
+def row_texts(table: Table, column: str) -> tuple[str, ...]:
+    """One text per row.
+
+    Args:
+        table: as read.
+        column: to take.
+    Raises:
+        DataError: a text is missing, too long or broken.
+    """
     values = tuple(row.get(column) for row in table.rows)
     for index, value in enumerate(values):
         if not isinstance(value, str):

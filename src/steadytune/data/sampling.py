@@ -187,8 +187,15 @@ def select(
 
 
 def contents(examples: Examples) -> list[tuple[str, str]]:
-    """Both texts of each row; the second is empty where rows have one text."""
-    return list(zip(examples.texts, examples.pairs or [""] * len(examples), strict=True))
+    """Both texts of each row, of several parts one after the other; the second is empty where rows have one text."""
+    return [
+        (_joined(text), _joined(pair))
+        for text, pair in zip(examples.texts, examples.pairs or [""] * len(examples), strict=True)
+    ]
+
+
+def _joined(text: str | tuple[str, ...]) -> str:
+    return text if isinstance(text, str) else " ".join(text)
 
 
 def _training_rows(

@@ -17,14 +17,27 @@ from steadytune.data.examples import (
     label_names_of,
     looks_like_scores,
 )
+from steadytune.data.structured import USUAL_COLUMNS, structured_columns, structured_examples, structured_names
 from steadytune.data.tables import ENDINGS, DataError, Table, listed, near_files, not_found, read_table, split_ending
 
 DEV_NAMES = ("dev", "validation")
-_TASKS: dict[str, Literal["classification", "regression"]] = {
+TaskName = Literal[
+    "classification",
+    "regression",
+    "multi_label",
+    "token_classification",
+    "multiple_choice",
+    "question_answering",
+]
+_TASKS: dict[str, TaskName] = {
     "classification": "classification",
     "pair_classification": "classification",
     "regression": "regression",
     "pair_regression": "regression",
+    "multi_label": "multi_label",
+    "token_classification": "token_classification",
+    "multiple_choice": "multiple_choice",
+    "extractive_qa": "question_answering",
 }
 _SAMPLE = Path(__file__).parent / "sample"
 
@@ -36,7 +49,7 @@ class Dataset:
     Args:
         name: short name, from the file, folder or hub.
         task: decides the head and the loss.
-        label_names: name of each class index, the same in all splits; empty for regression.
+        label_names: name of each class or tag, the same in all splits; empty where there are none.
         splits: rows by the split's name.
         metric: what the data set's authors report, in their words, if they say so.
         source: path or hub name, as given.
@@ -44,7 +57,7 @@ class Dataset:
     """
 
     name: str
-    task: Literal["classification", "regression"]
+    task: TaskName
     label_names: tuple[str, ...]
     splits: Mapping[str, Examples]
     metric: str | None
@@ -59,7 +72,7 @@ class _Source:
     name: str
     available: tuple[str, ...]
     read: Callable[[str], Table]
-    task: Literal["classification", "regression"] | None = None
+    task: TaskName | None = None
     metric: str | None = None
     fixed_columns: bool = False  # the format of dataset.json: text, text_pair, label
     notes: Mapping[str, str] = field(default_factory=dict)  # by split; "" for the whole set
@@ -91,7 +104,7 @@ def load_dataset(
     text_column: str | None = None,
     pair_column: str | None = None,
     label_column: str | None = None,
-    task: Literal["classification", "regression"] | None = None,
+    task: TaskName | None = None,
     label_names: Sequence[str] | None = None,
     require_labels: bool = True,
 ) -> Dataset:
@@ -104,7 +117,8 @@ def load_dataset(
         text_column: None takes the first present of `TEXT_COLUMNS`.
         pair_column: None takes the first present of `PAIR_COLUMNS`; an empty string says there is none.
         label_column: None takes the first present of `LABEL_COLUMNS`.
-        task: None takes what the source declares; in a table, fractional numbers as labels mean regression.
+        task: None takes what the source declares; in a table, fractional numbers as labels mean regression. Tagged
+            words read as "multi_label" are labelled with the kinds of entity that occur.
         label_names: None takes those of the source, or the sorted distinct labels of the split `train` or else of the
             first split asked for; give those of a trained model to evaluate it.
         require_labels: with False, labels are read only from a `label_column` that is named.
@@ -116,7 +130,10 @@ def load_dataset(
     source = _open(data)
     tables = {name: source.read(name) for name in _wanted(source, splits, str(data))}
     base = tables.get("train", next(iter(tables.values())))
-    columns = choose_columns(base, source.fixed_columns, (text_column, pair_column, label_column), require_labels)
+    given = (text_column, pair_column, label_column)
+    if (structured := task or source.task) is not None and structured in USUAL_COLUMNS:
+        return _structured(structured, source, tables, base, given, label_names, require_labels, str(data))
+    columns = choose_columns(base, source.fixed_columns, given, require_labels)
     notes = [note for split, note in source.notes.items() if split in ("", *tables)]
     if not source.fixed_columns:
         notes.append(f"columns read: text {columns.text!r}, pair {columns.pair!r}, label {columns.label!r}")
@@ -139,6 +156,25 @@ def load_dataset(
     if "train" in examples and columns.label is not None and label_names is None:
         check_trainable(loaded, "train")
     return loaded
+
+
+def _structured(
+    task: TaskName,
+    source: _Source,
+    tables: Mapping[str, Table],
+    base: Table,
+    given: tuple[str | None, str | None, str | None],
+    label_names: Sequence[str] | None,
+    require_labels: bool,
+    data: str,
+) -> Dataset:
+    """The rows of a task whose texts or labels have parts."""
+    columns = structured_columns(task, base, given, require_labels)
+    names = structured_names(task, base, columns, label_names)
+    examples = {name: structured_examples(task, table, columns, names, name) for name, table in tables.items()}
+    notes = [note for split, note in source.notes.items() if split in ("", *tables)]
+    notes.append(f"columns read: text {columns.text!r}, pair {columns.pair!r}, label {columns.label!r}")
+    return Dataset(source.name, task, names, examples, source.metric, data, tuple(notes))
 
 
 def available_splits(data: str | Path) -> tuple[str, ...]:
@@ -221,7 +257,7 @@ def _open_described(folder: Path) -> _Source:
         if split.rows not in (None, len(table.rows)):
             raise DataError(f"{table.where} has {len(table.rows)} rows where dataset.json states {split.rows}.")
         classes = split.label_names or described.label_names
-        return replace(table, class_names={"label": tuple(classes)} if classes else {})
+        return replace(table, class_names=dict.fromkeys(("label", "tags"), tuple(classes)) if classes else {})
 
     notes = {name: f"split {name!r}: {split.role}" for name, split in described.splits.items() if split.role}
     notes |= {"": f"warning of the data set: {described.warning}"} if described.warning else {}

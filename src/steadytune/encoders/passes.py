@@ -21,7 +21,7 @@ class PassOutput:
     """What one pass computed.
 
     Attributes:
-        logits: the model's scores; None in a resumed pass.
+        logits: the model's scores, one row per item; None in a resumed pass.
         record: values at the sites.
         start: the random state that the pass started from.
         sentence_token: position of the token that the head reads.
@@ -63,11 +63,22 @@ class PassRunner:
     Args:
         model: the Hugging Face model.
         sites: the hooks on it.
+        scores: what to take from the model's output as its scores.
+        head_reads: see `Sites.active`.
     """
 
-    def __init__(self, model: nn.Module, sites: Sites) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        sites: Sites,
+        *,
+        scores: Callable[[Any], Tensor] = lambda output: output.logits,
+        head_reads: Tensor | None = None,
+    ) -> None:
         self._model = model
         self._sites = sites
+        self._scores = scores
+        self._head_reads = head_reads
 
     def run(
         self,
@@ -93,11 +104,14 @@ class PassRunner:
         with borrowed_stream(device, start), autocast or nullcontext():
             begin = RandomState.capture(device)
             with self._sites.active(
-                edits, keep_random_state_at=keep_random_state_at, leaf_embedding=leaf_embedding
+                edits,
+                keep_random_state_at=keep_random_state_at,
+                leaf_embedding=leaf_embedding,
+                head_reads=self._head_reads,
             ) as record:
                 record.weights = _edited_weights(self._model, edits)
                 output = _with_weights(self._model, record.weights, lambda: self._model(**inputs))
-        return PassOutput(output.logits, record, begin, self._sites.anatomy.sentence_token)
+        return PassOutput(self._scores(output), record, begin, self._sites.anatomy.sentence_token)
 
     def resume(
         self,

@@ -8,7 +8,7 @@ reads a keyword argument that the checkpoint has captured.
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -83,6 +83,7 @@ class _Active:
     keep_random_state_at: frozenset[int]
     leaf_embedding: bool
     resume_at: int | None
+    head_reads: Tensor | None
     next_layer: int
 
 
@@ -140,6 +141,7 @@ class Sites:
         keep_random_state_at: frozenset[int] = frozenset(),
         leaf_embedding: bool = False,
         resume_at: int | None = None,
+        head_reads: Tensor | None = None,
     ) -> Iterator[Recording]:
         """Edit and record while the block runs.
 
@@ -150,6 +152,8 @@ class Sites:
                 a gradient with respect to it exists under a frozen table.
             resume_at: the first layer that will be called, with an input that is edited already; None for a whole
                 pass.
+            head_reads: (batch, tokens), true at the positions whose states the head is given, as one row; None for
+                all.
         Raises:
             RuntimeError: a pass is running already.
             SiteUnavailable: attention is to be edited, and the model no longer offers it.
@@ -160,7 +164,9 @@ class Sites:
             if any(getattr(edit, site) is not None for edit in edits):
                 self.anatomy.require(site, "an edit")
         record = Recording()
-        self._active = _Active(edits, record, keep_random_state_at, leaf_embedding, resume_at, resume_at or 0)
+        self._active = _Active(
+            edits, record, keep_random_state_at, leaf_embedding, resume_at, head_reads, resume_at or 0
+        )
         try:
             yield record
         finally:
@@ -280,9 +286,14 @@ class Sites:
             states = edit(index, states)
         return (states, *output[1:]) if isinstance(output, tuple) else states
 
-    def _leave_base(self, module: nn.Module, args: Any, output: Any) -> None:
-        if (now := self._active) is not None:
-            now.record.last = output[0]
+    def _leave_base(self, module: nn.Module, args: Any, output: Any) -> Any:
+        if (now := self._active) is None:
+            return None
+        now.record.last = output[0]
+        if now.head_reads is None:
+            return None
+        read = output[0][now.head_reads][None]
+        return (read, *output[1:]) if isinstance(output, tuple) else replace(output, last_hidden_state=read)
 
     def _enter_label_linear(self, module: nn.Module, args: Any) -> tuple[Any, ...] | None:
         if (now := self._active) is None:

@@ -179,8 +179,8 @@ class Step(Protocol):
         ...
 
     @property
-    def labels(self) -> Shaped[Tensor, " batch"]:
-        """One label per example; -100 marks an example without one."""
+    def labels(self) -> Shaped[Tensor, "items ..."]:
+        """One entry per item of the task's loss, a text or a token or a place; -100 marks an item without a label."""
         ...
 
     @property

@@ -37,6 +37,10 @@ class TMix(Method):
             MethodError: with the reason.
             SiteUnavailable: layers take no common mask.
         """
+        if not context.task.whole_text:
+            raise MethodError(
+                f"tmix cannot act on a {context.task.name} task: it mixes texts that have one label each; leave it out."
+            )
         depth = context.anatomy.depth
         if bad := [layer for layer in self._mixed(depth) if not 0 <= layer < depth]:
             raise MethodError(f"tmix.layers must lie between 0 and {depth - 1} in this model; got {bad[0]}.")

@@ -124,7 +124,7 @@ class RegularizedModel(nn.Module):
             raise RuntimeError("this RegularizedModel is closed or a copy; wrap its .model again to train it.")
         if self.finished:
             raise RuntimeError("finish() has ended this training; wrap the model anew to train it further.")
-        if args or inputs.get("labels") is None:
+        if args or not any(inputs.get(name) is not None for name in ("labels", "start_positions")):
             raise ValueError("in training mode give the batch as keywords, labels included; call .eval() to predict.")
         cell = self._take_cell(inputs)
         if cell is not None and num_items_in_batch is None:
@@ -132,14 +132,14 @@ class RegularizedModel(nn.Module):
             raise ValueError("after prime(), give forward num_items_in_batch: the labelled items of the whole group.")
         if self._first:
             self._check_first(inputs)
-        labels = self.task.checked(inputs.pop("labels"))
+        items = self.task.items(inputs)
+        labels = items.labels
         share: Tensor | float = 1.0
         if num_items_in_batch is not None:
             own = self._count(labels)
             share = torch.where(own > 0, own / num_items_in_batch, 0.0)  # a group may be without any label
-        step = TrainingStep(
-            self._plan(), self.micro_steps, PassRunner(self.model, self._sites), inputs, labels, share, cell
-        )
+        runner = PassRunner(self.model, self._sites, scores=items.scores, head_reads=items.head_reads)
+        step = TrainingStep(self._plan(), self.micro_steps, runner, inputs, labels, share, cell)
         try:
             with torch.autocast(labels.device.type, enabled=False):
                 output = take(step)
@@ -171,7 +171,7 @@ class RegularizedModel(nn.Module):
                     "enable it with use_reentrant=False."
                 )
         mask, place = inputs.get("attention_mask"), self._sites.anatomy.sentence_token
-        if self.methods and mask is not None and mask.ndim == 2 and not bool(mask[:, place].all()):
+        if self.methods and mask is not None and mask.ndim in (2, 3) and not bool(mask[..., place].all()):
             raise MethodError(
                 f"the token that the head reads (position {place}) is padding in some rows; pad on the other side "
                 f"(tokenizer.padding_side = {'right' if place == 0 else 'left'!r})."
@@ -211,7 +211,7 @@ class RegularizedModel(nn.Module):
         Args:
             batches: keyword arguments of `forward`, labels included.
         """
-        total = sum(self.task.count(batch["labels"]) for batch in batches)
+        total = sum(self.task.count(self.task.items(dict(batch)).labels) for batch in batches)
         self.prime(batches)
         try:
             for batch in batches:
@@ -232,13 +232,15 @@ class RegularizedModel(nn.Module):
         sources: list[VectorSource] = [s for m in self.methods if (s := m.shared_vectors()) is not None]
         if not sources or len(batches) < 2 or self._sites is None:
             return
-        group = Group(list(batches), [], [])
+        group = Group(list(batches), [], [], [])
         main = RandomState.capture(next(self.model.parameters()).device)
-        runner = PassRunner(self.model, self._sites)
         try:
             for number, batch in enumerate(batches, start=self.micro_steps):
-                inputs = {name: value for name, value in batch.items() if name != "labels"}
-                step = TrainingStep(self._plan(), number, runner, inputs, self.task.checked(batch["labels"]))
+                inputs = dict(batch)
+                items = self.task.items(inputs)
+                runner = PassRunner(self.model, self._sites, scores=items.scores, head_reads=items.head_reads)
+                step = TrainingStep(self._plan(), number, runner, inputs, items.labels)
+                group.labels.append(items.labels)
                 with torch.no_grad():
                     clean = step.clean
                 step.forget()
@@ -405,7 +407,7 @@ class RegularizedModel(nn.Module):
     def _rows(self, batches: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Tensor]]:
         for batch in batches:
             self.spent.add(1, 1, 1)
-            for row in range(len(batch["labels"])):
+            for row in range(len(next(iter(batch.values())))):
                 yield {name: value[row : row + 1] for name, value in batch.items()}
 
     def _gradients_of(self, row: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -414,9 +416,10 @@ class RegularizedModel(nn.Module):
         training = self.model.training
         self.model.eval()
         try:
-            inputs = {name: value for name, value in row.items() if name != "labels"}
+            inputs = dict(row)
+            items = self.task.items(inputs)
             with torch.enable_grad():
-                loss = self.task.loss(self.model(**inputs).logits, self.task.checked(row["labels"]))
+                loss = self.task.loss(items.scores(self.model(**inputs)), items.labels)
             found = torch.autograd.grad(loss, list(trainable.values()), allow_unused=True)
         finally:
             self.model.train(training)

@@ -21,12 +21,14 @@ class Group:
 
     Attributes:
         batches: keyword arguments of the model, labels included.
+        labels: by batch, of its items.
         vectors: by batch and source, without gradient.
         starts: random state at the start of each batch's clean pass.
         next: the batch that comes next.
     """
 
     batches: list[Mapping[str, Any]]
+    labels: list[Tensor]
     vectors: list[dict[VectorSource, Tensor]]
     starts: list[RandomState]
     next: int = 0

@@ -1,5 +1,6 @@
 """The step: runs named passes at most once, adds the terms of all methods, and puts the label loss where it belongs."""
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -114,8 +115,8 @@ class TrainingStep:
         plan: what the model gives every step.
         number: counts the training passes of the model; names the random streams of this step.
         runner: runs passes.
-        inputs: the model's keyword arguments, without labels.
-        labels: one label per example.
+        batch: the model's keyword arguments, without labels.
+        labels: one entry per item.
         share: this batch's part of the accumulation group; 1.0 if it is not known.
         cell: the group whose vectors were computed ahead, and this batch's place in it.
         moved: weights that every pass uses in place of the model's own, by name.
@@ -125,7 +126,7 @@ class TrainingStep:
     plan: StepPlan
     number: int
     runner: PassRunner
-    inputs: Mapping[str, Any]
+    batch: Mapping[str, Any]
     labels: Tensor
     share: Tensor | float = 1.0
     cell: tuple[Group, int] | None = None
@@ -145,6 +146,14 @@ class TrainingStep:
 
     def __post_init__(self) -> None:
         self.autocast, self.compute_dtype = ambient_autocast(self.labels.device)
+
+    @functools.cached_property
+    def inputs(self) -> Mapping[str, Any]:
+        """The batch as the encoder reads it: one sequence per row, also where the model takes several choices."""
+        ids = self.batch.get("input_ids")
+        if not isinstance(ids, Tensor) or ids.ndim < 3:
+            return self.batch
+        return {name: v.flatten(0, 1) if isinstance(v, Tensor) and v.ndim == 3 else v for name, v in self.batch.items()}
 
     @property
     def first(self) -> bool:
@@ -346,7 +355,7 @@ class TrainingStep:
         gradients = 1.0 if torch.is_grad_enabled() and kind != "probe" else 0.0
         self.passes.add(1, gradients, gradients)
         return self.runner.run(
-            self.inputs,
+            self.batch,
             edits,
             start=start,
             keep_random_state_at=self.plan.resume_at,
@@ -387,7 +396,7 @@ class TrainingStep:
         place = 0
         if self.cell is not None and whole:
             group, place = self.cell
-            cells = [(v[source], b["labels"]) for v, b in zip(group.vectors, group.batches, strict=True)]
+            cells = [(v[source], b) for v, b in zip(group.vectors, group.labels, strict=True)]
             others = cells[:place] + cells[place + 1 :]
         rows, row_labels, where = joined(vectors, labels, others=others, place=place, devices=devices)
         if whole:
@@ -453,7 +462,7 @@ def take(step: TrainingStep) -> StepOutput:
 def _rehearsed(step: TrainingStep, weights: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
     """Gradients of a step that is taken elsewhere afterwards, with the same dropout and the same draws."""
     rehearsal = TrainingStep(
-        step.plan, step.number, step.runner, step.inputs, step.labels, step.share, method=step.method, rehearsal=True
+        step.plan, step.number, step.runner, step.batch, step.labels, step.share, method=step.method, rehearsal=True
     )
     try:
         found = rehearsal.gradients(weights)

@@ -30,7 +30,7 @@ class DataSettings(BaseModel):
         text_column: for tables; inferred if null.
         pair_column: for tables; inferred if null.
         label_column: for tables; inferred if null.
-        task: "classification" or "regression"; inferred if null.
+        task: name of the task; inferred if null.
         train_split: name of the training split.
         dev_split: name of the validation split; "dev" or "validation" if null.
         test_split: name of the test split; "test" if null.
@@ -50,7 +50,17 @@ class DataSettings(BaseModel):
     text_column: str | None = None
     pair_column: str | None = None
     label_column: str | None = None
-    task: Literal["classification", "regression"] | None = None
+    task: (
+        Literal[
+            "classification",
+            "regression",
+            "multi_label",
+            "token_classification",
+            "multiple_choice",
+            "question_answering",
+        ]
+        | None
+    ) = None
     train_split: str = "train"
     dev_split: str | None = None
     test_split: str | None = None

@@ -63,23 +63,21 @@ def write_record(path: Path, record: RunRecord) -> None:
     write_json(path, _finite(record.model_dump(mode="json")))
 
 
-def write_predictions(path: Path, ids: Sequence[str], splits: Sequence[str], labels: Any, logits: np.ndarray) -> None:
-    """Write per-example scores as Parquet: id, split, label, logits. Texts are not stored.
+def write_predictions(
+    path: Path, ids: Sequence[str], splits: Sequence[str], columns: Mapping[str, Sequence[Any]]
+) -> None:
+    """Write what was predicted for every row as Parquet: id, split, and the columns of the task. Texts are not stored.
 
     Args:
         path: where to.
         ids: row ids.
         splits: split of each row.
-        labels: true label of each row.
-        logits: (rows, outputs), as the model gave them.
+        columns: by name, the label of each row and what was predicted; "logits" are kept in single precision.
     """
-    columns = {
-        "id": pa.array(ids, pa.string()),
-        "split": pa.array(splits, pa.string()).dictionary_encode(),
-        "label": pa.array(np.asarray(labels)),
-        "logits": pa.array(list(logits.astype(np.float32)), pa.list_(pa.float32())),
-    }
-    _write_table(path, columns)
+    table = {"id": pa.array(ids, pa.string()), "split": pa.array(splits, pa.string()).dictionary_encode()}
+    for name, values in columns.items():
+        table[name] = pa.array(values, pa.list_(pa.float32()) if name == "logits" else None)
+    _write_table(path, table)
 
 
 def write_pooled(path: Path, ids: Sequence[str], labels: Any, vectors: np.ndarray) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from steadytune.data import Dataset
 from steadytune.data.checks import DataReport, data_report
+from steadytune.data.sampling import contents
 from steadytune.recipes import RunConfig
 from steadytune.studies.plan import Plan, PlanError
 from steadytune.training.diagnosis import Trial
@@ -124,7 +125,7 @@ def _rows_of_seeds(
         rows = selection_of(config.model_copy(update={"seed": seed}), dataset)
         prints[seed] = rows.fingerprints()
         test = rows.test
-        texts.update(zip(test.ids, zip(test.texts, test.pairs or [""] * len(test), strict=True), strict=True))
+        texts.update(zip(test.ids, contents(test), strict=True))
     return prints, texts
 
 

@@ -1,5 +1,6 @@
 """Classification of a text or a pair of texts into one of several classes."""
 
+from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -29,7 +30,7 @@ class Classification(Task):
 
     name: ClassVar[str] = "classification"
     has_classes: ClassVar[bool] = True
-    label_dtype: ClassVar[torch.dtype] = torch.long
+    whole_text: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -43,12 +44,12 @@ class Classification(Task):
         self.metric = metric
         self.label_smoothing = label_smoothing
 
-    def loss(self, logits: Float[Tensor, "batch outputs"], labels: Int[Tensor, " batch"]) -> Float[Tensor, ""]:
-        """Mean cross-entropy in nats over the labelled examples; see `Task.loss`.
+    def loss(self, logits: Float[Tensor, "items outputs"], labels: Int[Tensor, " items"]) -> Float[Tensor, ""]:
+        """Mean cross-entropy in nats over the labelled items; see `Task.loss`.
 
         Args:
-            logits: (batch, classes).
-            labels: class indices; -100 marks an example without a label.
+            logits: (items, classes).
+            labels: class indices; -100 marks an item without a label.
         """
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         total = cross_entropy(logits, labels, reduction="sum", label_smoothing=self.label_smoothing)
@@ -56,42 +57,42 @@ class Classification(Task):
 
     def divergence(
         self,
-        one: Float[Tensor, "batch outputs"],
-        other: Float[Tensor, "batch outputs"],
+        one: Float[Tensor, "items outputs"],
+        other: Float[Tensor, "items outputs"],
         form: DivergenceForm = "mean",
     ) -> Float[Tensor, ""]:
         """Kullback–Leibler divergence in nats; see `symmetric_kl` and `directed_kl`.
 
         Args:
-            one: (batch, classes).
-            other: (batch, classes).
+            one: (items, classes).
+            other: (items, classes).
             form: both directions or one.
         """
         if form == "directed":
             return directed_kl(one, other)
         return symmetric_kl(one, other) * (2 if form == "sum" else 1)
 
-    def scores(self, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    def scores(self, predictions: np.ndarray, labels: Sequence[int]) -> dict[str, float]:
         """Accuracy, macro-averaged F1 and Matthews correlation.
 
         Args:
-            logits: (examples, classes).
-            labels: (examples,) class indices.
+            predictions: (rows, classes), scores.
+            labels: class indices.
         """
-        predicted = logits.argmax(axis=-1)
+        predicted = predictions.argmax(axis=-1)
         return {
             "accuracy": float(accuracy_score(labels, predicted)),
             "macro_f1": float(f1_score(labels, predicted, average="macro", zero_division=0.0)),
             "matthews": float(matthews_corrcoef(labels, predicted)),
         }
 
-    def decode(self, logits: np.ndarray) -> list[dict[str, Any]]:
-        """Label and probability of every class, one mapping per example.
+    def decode(self, predictions: np.ndarray) -> list[dict[str, Any]]:
+        """Label and probability of every class, one mapping per row.
 
         Args:
-            logits: (examples, classes).
+            predictions: (rows, classes), scores.
         """
-        shares = softmax(logits.astype(np.float64), axis=-1)
+        shares = softmax(predictions.astype(np.float64), axis=-1)
         return [
             {
                 "label": self.label_names[int(row.argmax())],

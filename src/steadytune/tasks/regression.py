@@ -1,5 +1,6 @@
 """Regression of one number from a text or a pair of texts."""
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -16,11 +17,11 @@ class Regression(Task):
     """One number per example; mean squared error."""
 
     name: ClassVar[str] = "regression"
-    has_classes: ClassVar[bool] = False
+    whole_text: ClassVar[bool] = True
     label_dtype: ClassVar[torch.dtype] = torch.float32
     metric: str = "pearson_spearman"
 
-    def loss(self, logits: Float[Tensor, "batch outputs"], labels: Float[Tensor, " batch"]) -> Float[Tensor, ""]:
+    def loss(self, logits: Float[Tensor, "items outputs"], labels: Float[Tensor, " items"]) -> Float[Tensor, ""]:
         """Mean squared error over the labelled examples; see `Task.loss`.
 
         Args:
@@ -33,8 +34,8 @@ class Regression(Task):
 
     def divergence(
         self,
-        one: Float[Tensor, "batch outputs"],
-        other: Float[Tensor, "batch outputs"],
+        one: Float[Tensor, "items outputs"],
+        other: Float[Tensor, "items outputs"],
         form: DivergenceForm = "mean",
     ) -> Float[Tensor, ""]:
         """Mean squared difference of the two predictions.
@@ -47,16 +48,16 @@ class Regression(Task):
         dtype = torch.promote_types(one.dtype, torch.float32)
         return (one.to(dtype) - other.to(dtype)).square().sum() / max(one.numel(), 1)
 
-    def scores(self, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    def scores(self, predictions: np.ndarray, labels: Sequence[float]) -> dict[str, float]:
         """Pearson and Spearman correlation, their mean, and the mean squared error.
 
         A constant prediction has no correlation; it counts as 0.
 
         Args:
-            logits: (examples, 1).
-            labels: (examples,).
+            predictions: (rows, 1).
+            labels: targets.
         """
-        predicted = logits.reshape(len(labels)).astype(np.float64)
+        predicted = predictions.reshape(len(labels)).astype(np.float64)
         constant = np.ptp(predicted) == 0 or np.ptp(labels) == 0
         pearson = 0.0 if constant else float(pearsonr(predicted, labels).statistic)
         spearman = 0.0 if constant else float(spearmanr(predicted, labels).statistic)
@@ -67,13 +68,13 @@ class Regression(Task):
             "mse": float(mean_squared_error(labels, predicted)),
         }
 
-    def decode(self, logits: np.ndarray) -> list[dict[str, Any]]:
-        """The predicted number, one mapping per example.
+    def decode(self, predictions: np.ndarray) -> list[dict[str, Any]]:
+        """The predicted number, one mapping per row.
 
         Args:
-            logits: (examples, 1).
+            predictions: (rows, 1).
         """
-        return [{"value": float(value)} for value in logits.reshape(-1)]
+        return [{"value": float(value)} for value in predictions.reshape(-1)]
 
     def head_config(self) -> dict[str, Any]:
         """One output and its kind."""

@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from steadytune.data import encode, load_dataset, select
+from steadytune.data import load_dataset, select
 from steadytune.data.batching import PaddingCollator
 from steadytune.encoders import SiteUnavailable
 from steadytune.methods import METHODS, Method, MethodError
 from steadytune.objective import RegularizedModel
 from steadytune.recipes import load_recipe
-from steadytune.tasks import Classification, Regression, Task
+from steadytune.tasks import Classification, Regression, Task, encode_texts
 
 _ROUNDS = 3
 
@@ -51,7 +51,7 @@ def sample_batch(tokenizer: Any, *, rows: int = 16, max_length: int = 64) -> tup
     """
     dataset = load_dataset("sample")
     chosen = select(dataset, train_rows=rows, seed=0)
-    encoded = encode(chosen.train, tokenizer, max_length)
+    encoded = encode_texts(chosen.train, tokenizer, max_length)
     collate = PaddingCollator(tokenizer, Classification.label_dtype)
     return collate([encoded[row] for row in range(rows)]), dataset.label_names
 

@@ -24,7 +24,7 @@ from steadytune.records import Cost, RunRecord, config_hash, write_json, write_p
 from steadytune.training import surroundings
 from steadytune.training.checkpoints import last_complete_checkpoint
 from steadytune.training.export import export_model, run_card
-from steadytune.training.inference import predict_logits, predict_with_pooled
+from steadytune.training.inference import Predicted, predict, predict_with_pooled
 from steadytune.training.layers import measured_layers, shown_tokens
 from steadytune.training.loading import RunError, revision
 from steadytune.training.prepare import Prepared, methods_of, prepare
@@ -111,16 +111,16 @@ def fit(
     seconds = time.perf_counter() - started
     watch(Progress("evaluate", trainer.state.max_steps, trainer.state.max_steps))
     started = time.perf_counter()
-    logits, vectors = _score(config, ready, splits, pooled)
+    predicted, vectors = _score(config, ready, splits, pooled)
     evaluate_seconds = time.perf_counter() - started
-    record = _record(config, ready, inputs, trainer, logits, (seconds, evaluate_seconds), checkpoint)
+    record = _record(config, ready, inputs, trainer, predicted, (seconds, evaluate_seconds), checkpoint)
     if trainer.is_world_process_zero():
         if vectors is not None:
             rows = ready.rows["test"].first(_POOLED_ROWS)
             write_pooled(output / "pooled.parquet", rows.ids, rows.labels, vectors[:_POOLED_ROWS])
-        if layers and "test" in logits and record.status == "done":
+        if layers and "test" in predicted and ready.task.whole_text and record.status == "done":
             _write_layers(output, config, ready, trainer)
-        _write(output, record, ready, logits, export)
+        _write(output, record, ready, predicted, export)
     return record
 
 
@@ -143,8 +143,8 @@ def _choose_weights(config: RunConfig, ready: Prepared, trainer: RegularizedTrai
     rows, metric = ready.rows["dev"], ready.task.metric
 
     def score() -> float:
-        logits = predict_logits(ready.model, rows, ready.collator, config.run.eval_batch_size)
-        return ready.task.scores(logits, np.asarray(rows.labels))[metric] if np.isfinite(logits).all() else -math.inf
+        found = predict(ready.model, ready.task, rows, ready.collator, config.run.eval_batch_size)
+        return ready.task.scores(found.rows, rows.labels or ())[metric] if found.finite else -math.inf
 
     averaged = score()
     wrapper.swap_averages()
@@ -160,17 +160,18 @@ def _choose_weights(config: RunConfig, ready: Prepared, trainer: RegularizedTrai
 
 def _score(
     config: RunConfig, ready: Prepared, splits: Sequence[str], pooled: bool
-) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
-    """Logits by split, and the pooled vectors of the test rows if they are wanted and the model has them."""
-    logits, vectors = {}, None
+) -> tuple[dict[str, Predicted], np.ndarray | None]:
+    """Predictions by split, and the pooled vectors of the test rows if they are wanted and there are any."""
+    predicted: dict[str, Predicted] = {}
+    vectors = None
+    has_vectors = ready.task.whole_text and describe(ready.model).label_linear is not None
     for name in splits:
-        if name == "test" and pooled and describe(ready.model).label_linear is not None:
-            logits[name], vectors = predict_with_pooled(
-                ready.model, ready.rows[name], ready.collator, config.run.eval_batch_size
-            )
+        given = (ready.model, ready.task, ready.rows[name], ready.collator, config.run.eval_batch_size)
+        if name == "test" and pooled and has_vectors:
+            predicted[name], vectors = predict_with_pooled(*given)
         else:
-            logits[name] = predict_logits(ready.model, ready.rows[name], ready.collator, config.run.eval_batch_size)
-    return logits, vectors
+            predicted[name] = predict(*given)
+    return predicted, vectors
 
 
 @contextmanager
@@ -318,17 +319,15 @@ def _record(
     ready: Prepared,
     inputs: dict[str, Any],
     trainer: RegularizedTrainer,
-    logits: dict[str, np.ndarray],
+    predicted: dict[str, Predicted],
     seconds: tuple[float, float],
     checkpoint: Path | None,
 ) -> RunRecord:
     wrapper = trainer.regularized_model
-    finite = all(np.isfinite(values).all() for values in logits.values())
-    scores = (
-        {name: ready.task.scores(values, np.asarray(ready.rows[name].labels)) for name, values in logits.items()}
-        if finite
-        else {}
-    )
+    finite = all(found.finite for found in predicted.values())
+    scores = {}
+    if finite:
+        scores = {name: ready.task.scores(one.rows, ready.rows[name].labels or ()) for name, one in predicted.items()}
     splits = {name: getattr(ready.selection, name) for name in ("train", "dev", "test")}
     settings = config.model_dump(mode="json")
     coefficients = {"task": wrapper.coefficients.task, **wrapper.coefficients.terms}
@@ -381,13 +380,15 @@ def _write_layers(output: Path, config: RunConfig, ready: Prepared, trainer: Reg
     write_json(output / "layers_tokens.json", shown_tokens(found, ready.rows["test"], ready.tokenizer))
 
 
-def _write(output: Path, record: RunRecord, ready: Prepared, logits: dict[str, np.ndarray], export: bool) -> None:
+def _write(output: Path, record: RunRecord, ready: Prepared, predicted: dict[str, Predicted], export: bool) -> None:
     """Everything that a finished run leaves; the record comes last and says that the rest is there."""
-    splits = [(name, ready.selection) for name in logits]
-    ids = [row for name, chosen in splits for row in getattr(chosen, name).ids]
-    labels = [label for name in logits for label in ready.rows[name].labels or ()]
-    names = [name for name, values in logits.items() for _ in range(len(values))]
-    write_predictions(output / "predictions.parquet", ids, names, labels, np.concatenate(list(logits.values())))
+    ids = [row for name in predicted for row in ready.rows[name].ids]
+    names = [name for name in predicted for _ in ready.rows[name].ids]
+    kept: dict[str, list[Any]] = {}
+    for name, found in predicted.items():
+        for column, values in ready.task.columns(found.rows, ready.rows[name].labels or ()).items():
+            kept.setdefault(column, []).extend(values)
+    write_predictions(output / "predictions.parquet", ids, names, kept)
     if export and record.status == "done":
         export_model(ready.model, ready.tokenizer, output / "model", run_card(record))
     write_record(output / "record.json", record)

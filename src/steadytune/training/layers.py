@@ -18,11 +18,12 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
-from steadytune.data.batching import Encoded, PaddingCollator
+from steadytune.data.batching import PaddingCollator
 from steadytune.encoders import Edits, PassOutput, PassRunner, Sites, describe, stability_curve
 from steadytune.methods.asa import ASA
 from steadytune.objective import RegularizedModel
 from steadytune.objective.step import StepPlan, TrainingStep
+from steadytune.tasks import Encoded
 
 logger = logging.getLogger("steadytune")
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+import transformers
+from transformers import AutoConfig, AutoTokenizer
 
 from steadytune.encoders.bundled import PACKAGE, bundled_encoder
 
@@ -96,23 +97,24 @@ def load_tokenizer(source: ModelSource) -> Any:
     return _load(source, "tokenizer", lambda: AutoTokenizer.from_pretrained(source.place))
 
 
-def load_model(source: ModelSource, **settings: Any) -> Any:
-    """The model with a classification head: that of the checkpoint if it has these very labels, else a new one.
+def load_model(source: ModelSource, model_class: str = "AutoModelForSequenceClassification", **settings: Any) -> Any:
+    """The model with a head for a task: that of the checkpoint if it has these very labels, else a new one.
 
     Args:
         source: where it lies.
-        settings: configuration values.
+        model_class: of transformers.
+        settings: configuration values; those that the configuration does not know are set on it afterwards.
     Raises:
         RunError: it cannot be read or fetched.
     """
     before = load_config(source)
+    known = {name: value for name, value in settings.items() if hasattr(before, name)}
+    loader = getattr(transformers, model_class)
     model = _load(
-        source,
-        "weights",
-        lambda: AutoModelForSequenceClassification.from_pretrained(
-            source.place, ignore_mismatched_sizes=True, **settings
-        ),
+        source, "weights", lambda: loader.from_pretrained(source.place, ignore_mismatched_sizes=True, **known)
     )
+    for name in settings.keys() - known.keys():
+        setattr(model.config, name, settings[name])
     if "id2label" in settings and before.id2label != settings["id2label"]:
         fresh = type(model)(model.config)
         for name, part in fresh.named_children():
@@ -122,22 +124,28 @@ def load_model(source: ModelSource, **settings: Any) -> Any:
 
 
 def load_trained_model(source: ModelSource) -> Any:
-    """The model with the classification head that its checkpoint holds.
+    """The model with the head that its checkpoint holds.
 
     Args:
         source: where it lies.
     Raises:
         RunError: it cannot be read or fetched, or some of its weights are not in the checkpoint.
     """
-    model, found = _load(
-        source,
-        "weights",
-        lambda: AutoModelForSequenceClassification.from_pretrained(source.place, output_loading_info=True),
-    )
+    loader = getattr(transformers, _class_of(load_config(source)))
+    model, found = _load(source, "weights", lambda: loader.from_pretrained(source.place, output_loading_info=True))
     if found["missing_keys"]:
         lacks = ", ".join(sorted(found["missing_keys"])[:3])
-        raise RunError(f"model {source.given} has no trained classification head (it lacks {lacks}); train it first.")
+        raise RunError(f"model {source.given} has no trained head (it lacks {lacks}); train it first.")
     return model
+
+
+def _class_of(config: Any) -> str:
+    """The class of transformers that loads a checkpoint with the head that its configuration names."""
+    architecture = (getattr(config, "architectures", None) or [""])[0]
+    for head in ("TokenClassification", "MultipleChoice", "QuestionAnswering"):
+        if f"For{head}" in architecture:
+            return f"AutoModelFor{head}"
+    return "AutoModelForSequenceClassification"
 
 
 def _load(source: ModelSource, what: str, load: Callable[[], Loaded]) -> Loaded:

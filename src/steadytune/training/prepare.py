@@ -6,8 +6,7 @@ from typing import Any
 
 import torch
 
-from steadytune.data import Dataset, Selection, available_splits, corrupt, encode, load_dataset, select
-from steadytune.data.batching import Encoded, PaddingCollator
+from steadytune.data import Dataset, PaddingCollator, Selection, available_splits, corrupt, load_dataset, select
 from steadytune.data.checks import repeated_rows
 from steadytune.encoders.bundled import AFFECTED_SETS
 from steadytune.encoders.families import dropout_settings, longest_input
@@ -15,7 +14,7 @@ from steadytune.functional import keyed_seed
 from steadytune.methods import Method
 from steadytune.objective import Coefficients
 from steadytune.recipes import RunConfig
-from steadytune.tasks import Classification, Regression, Task
+from steadytune.tasks import Encoded, QuestionAnswering, Task, task_of
 from steadytune.training.loading import (
     ModelSource,
     RunError,
@@ -35,7 +34,7 @@ class Prepared:
         dataset: all rows.
         selection: those of the run.
         tokenizer: of the model.
-        model: with its classification head, at the recipe's dropout.
+        model: with the head of the task, at the recipe's dropout.
         source: where the model came from.
         rows: tokenized, by split.
         collator: pads a batch.
@@ -130,7 +129,8 @@ def prepare(config: RunConfig, start: Path | None = None) -> Prepared:
     """
     dataset = dataset_of(config)
     selection = selection_of(config, dataset)
-    task = task_of(dataset.task, dataset.label_names, dataset.metric)
+    empty = dataset.task == QuestionAnswering.name and not all(selection.train.labels or ())
+    task = task_of(dataset.task, dataset.label_names, dataset.metric, allow_empty=empty)
     found = locate_model(config.model if start is None else str(start))
     tokenizer = load_tokenizer(found)
     limit = longest_input(load_config(found))
@@ -139,9 +139,10 @@ def prepare(config: RunConfig, start: Path | None = None) -> Prepared:
     dropout = config.recipe.dropout
     settings = dropout_settings(load_config(found), hidden=dropout.hidden, attention=dropout.attention)
     torch.manual_seed(keyed_seed(config.head_seed, "head"))
-    model = load_model(found, **task.head_config(), **settings)
+    model = load_model(found, task.model_class, **task.head_config(), **settings)
     rows = {
-        name: encode(getattr(selection, name), tokenizer, config.run.max_length) for name in ("train", "dev", "test")
+        name: task.encode(getattr(selection, name), tokenizer, config.run.max_length)
+        for name in ("train", "dev", "test")
     }
     notes = [*dataset.notes, *selection.notes]
     for name, split in rows.items():
@@ -152,7 +153,7 @@ def prepare(config: RunConfig, start: Path | None = None) -> Prepared:
     if start is not None:
         found = replace(found, name=f"{locate_model(config.model).name} after {config.first.data.source}")
         notes += _met_before(config, selection)
-    collator = PaddingCollator(tokenizer, task.label_dtype)
+    collator = PaddingCollator(tokenizer, task.label_dtype, labels_by_token=task.labels_by_token)
     return Prepared(task, dataset, selection, tokenizer, model, found, rows, collator, notes)
 
 
@@ -173,19 +174,3 @@ def _splits(config: RunConfig) -> list[str] | None:
     wanted = [[data.train_split], [data.dev_split] if data.dev_split else usual[0]]
     wanted += [[data.test_split] if data.test_split else usual[1]]
     return list(dict.fromkeys(name for group in wanted for name in group))
-
-
-def task_of(kind: str, label_names: tuple[str, ...], metric: str | None) -> Task:
-    """The task of a data set.
-
-    Args:
-        kind: "classification" or "regression".
-        label_names: names of the classes.
-        metric: what the data set's authors report, in their words.
-    """
-    if kind == "regression":
-        return Regression()
-    words = (metric or "").lower()
-    if words.startswith("matthews"):
-        return Classification(label_names, metric="matthews")
-    return Classification(label_names, metric="macro_f1" if words.startswith("macro f1") else "accuracy")

@@ -11,20 +11,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from steadytune.data import PaddingCollator, Selection, encode
+from steadytune.data import PaddingCollator, Selection
 from steadytune.recipes import RunConfig
 from steadytune.recipes.recipe import validated
 from steadytune.records import SOUP_FILE, Ingredient, RunRecord, SoupRecord, read_record, write_json
-from steadytune.tasks import Task
+from steadytune.tasks import QuestionAnswering, Task, infer_task, task_of
 from steadytune.training import surroundings
 from steadytune.training.export import export_model, soup_card
-from steadytune.training.inference import predict_logits
+from steadytune.training.inference import predict
 from steadytune.training.loading import ModelSource, load_tokenizer, load_trained_model
-from steadytune.training.prepare import dataset_of, selection_of, task_of
+from steadytune.training.prepare import dataset_of, selection_of
 
 Item = TypeVar("Item")
 Rule = Literal["greedy", "uniform"]
@@ -184,17 +183,19 @@ class _Kitchen:
         self.tokenizer = load_tokenizer(run.source)
         self.model = load_trained_model(run.source)
         self.model.to("cuda" if torch.cuda.is_available() else "cpu")
+        if isinstance(self.task, QuestionAnswering):
+            self.task = infer_task(self.model)  # which knows whether an answer may be empty
 
     def scores(self, chosen: Sequence[_Run], split: str) -> dict[str, float | None]:
         """Metrics of the soup of these runs, which stays in the model; none if it gives no finite logits."""
         self.model.load_state_dict(averaged_weights(run.weights() for run in chosen))
         settings = self._run.config.run
-        rows = encode(getattr(self.selection, split), self.tokenizer, settings.max_length)
-        collator = PaddingCollator(self.tokenizer, self.task.label_dtype)
-        logits = predict_logits(self.model, rows, collator, settings.eval_batch_size)
-        if not np.isfinite(logits).all():
+        rows = self.task.encode(getattr(self.selection, split), self.tokenizer, settings.max_length)
+        collator = PaddingCollator(self.tokenizer, self.task.label_dtype, labels_by_token=self.task.labels_by_token)
+        predicted = predict(self.model, self.task, rows, collator, settings.eval_batch_size)
+        if not predicted.finite:
             return {}
-        found = self.task.scores(logits, np.asarray(rows.labels))
+        found = self.task.scores(predicted.rows, rows.labels or ())
         return {name: value if math.isfinite(value) else None for name, value in found.items()}
 
 

@@ -179,6 +179,16 @@ class RegularizedTrainer(Trainer):
         self._unseen = batches
         return batches, items
 
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Tensor | int | None:
+        """As in `Trainer`, with labels counted as the task does."""
+        task = self.regularized_model.task
+        try:
+            counted = [{"labels": task.items(dict(batch)).labels} for batch in batch_samples]
+        except (KeyError, TypeError):  # batches that are no mappings with labels
+            counted = batch_samples
+        found: Tensor | int | None = super()._get_num_items_in_batch(counted, device)
+        return found
+
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Tensor | int | None = None) -> Tensor:
         """As in `Trainer`; the first of an optimizer step shows all its batches to the methods.
 

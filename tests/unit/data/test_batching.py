@@ -18,13 +18,12 @@ from transformers import PreTrainedTokenizerFast
 
 from steadytune.data import (
     ClassBalancedBatches,
-    DataError,
-    Encoded,
     Examples,
     LengthGroupedBatches,
     PaddingCollator,
-    encode,
 )
+from steadytune.tasks import Encoded, TaskError
+from steadytune.tasks import encode_texts as encode
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "b", "c"]
 PAD, CLS, SEP, A, B, C = 0, 2, 3, 4, 5, 6
@@ -97,7 +96,7 @@ def test_maximum_length_without_place_for_a_token_is_refused() -> None:
 
 
 def test_row_without_tokens_is_refused() -> None:
-    with pytest.raises(DataError, match="row '1' gives no token with this tokenizer"):
+    with pytest.raises(TaskError, match="row '1' gives no token with this tokenizer"):
         encode(examples("a", ""), tokenizer(special=False), max_length=3)
 
 

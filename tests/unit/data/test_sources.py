@@ -461,8 +461,8 @@ FAULTS: dict[str, tuple[Callable[[Path], Path], str]] = {
         r"finite number; got 'inf'",
     ),
     "task of another kind": (
-        bad_described(task="multiple_choice"),
-        r"dataset\.json: steadytune cannot train on task 'multiple_choice' yet, only on 'classification', .*",
+        bad_described(task="language_modeling"),
+        r"dataset\.json: steadytune cannot train on task 'language_modeling' yet, only on 'classification', .*",
     ),
     "description that is no JSON": (bad_description("{"), r"dataset\.json is malformed: the file: Invalid JSON: .*"),
     "description without task": (

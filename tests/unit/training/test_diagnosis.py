@@ -11,7 +11,7 @@ from steadytune.training import diagnosis
 from steadytune.training.diagnosis import Trial, diagnose
 from tiny import tiny_batch, tiny_model
 
-FORWARD = {"asa": 2, "cat": 2, "lnsr": 2, "rdrop": 2, "r3f": 2, "pgd": 4, "freelb": 3, "smart": 4}
+FORWARD = {"asa": 2, "cat": 2, "lnsr": 2, "rdrop": 2, "r3f": 2, "pgd": 4, "freelb": 3, "smart": 4, "sam": 2}
 """Forward passes of a step; 1 for all others."""
 
 

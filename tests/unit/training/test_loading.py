@@ -67,5 +67,5 @@ def test_a_head_of_another_size_is_new(tmp_path: Path) -> None:
 
 def test_a_model_without_a_trained_head_cannot_predict(tmp_path: Path) -> None:
     AutoModel.from_config(tiny_model("bert", depth=1).config).save_pretrained(tmp_path)
-    with pytest.raises(RunError, match=r"has no trained classification head \(it lacks classifier\.bias, classifier\."):
+    with pytest.raises(RunError, match=r"has no trained head \(it lacks classifier\.bias, classifier\."):
         load_trained_model(locate_model(str(tmp_path)))
