@@ -201,7 +201,7 @@ def cycles(modules: dict[str, Module]) -> list[str]:
 
 
 def hidden_imports(modules: dict[str, Module]) -> list[str]:
-    """Imports in a function or by name, except of optional and slow third parties, in `cli`, and by a package's lazy face."""
+    """Imports in a function or by name, but of optional and slow third parties, in `cli`, by a package's lazy face."""
     return [
         f"{module.at(found)} imports {found.target} {'by name' if found.dynamic else 'inside a function'}"
         for module in modules.values()

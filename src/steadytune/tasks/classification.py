@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from steadytune.functional import directed_kl, symmetric_kl
-from steadytune.tasks.task import DivergenceForm, Task, TaskError
+from steadytune.tasks.features import TaskError
+from steadytune.tasks.task import DivergenceForm, Task
 
 ClassificationMetric = Literal["accuracy", "macro_f1", "matthews"]
 

@@ -5,11 +5,12 @@ from typing import Any
 from torch import nn
 
 from steadytune.tasks.classification import Classification
+from steadytune.tasks.features import TaskError
 from steadytune.tasks.multi_label import MultiLabel
 from steadytune.tasks.multiple_choice import MultipleChoice
 from steadytune.tasks.question_answering import QuestionAnswering
 from steadytune.tasks.regression import Regression
-from steadytune.tasks.task import Task, TaskError
+from steadytune.tasks.task import Task
 from steadytune.tasks.token_classification import TokenClassification
 
 

@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid
 from transformers import PreTrainedTokenizerBase
 
-from steadytune.tasks.features import Encoded, Rows, encode_texts
-from steadytune.tasks.task import DivergenceForm, Items, Task, TaskError, logits_of
+from steadytune.tasks.features import Encoded, Rows, TaskError, encode_texts
+from steadytune.tasks.task import DivergenceForm, Items, Task, logits_of
 
 
 class MultiLabel(Task):

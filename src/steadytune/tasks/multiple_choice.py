@@ -12,8 +12,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from steadytune.functional import directed_kl, symmetric_kl
-from steadytune.tasks.features import Encoded, Rows, check_length
-from steadytune.tasks.task import DivergenceForm, Items, Task, TaskError, logits_of
+from steadytune.tasks.features import Encoded, Rows, TaskError, check_length
+from steadytune.tasks.task import DivergenceForm, Items, Task, logits_of
 
 
 class MultipleChoice(Task):

@@ -11,9 +11,9 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from steadytune.functional import directed_kl, symmetric_kl
-from steadytune.tasks.features import Encoded, Rows, check_length
+from steadytune.tasks.features import Encoded, Rows, TaskError, check_length
 from steadytune.tasks.multiple_choice import without
-from steadytune.tasks.task import DivergenceForm, Items, Task, TaskError
+from steadytune.tasks.task import DivergenceForm, Items, Task
 
 LONGEST_ANSWER = 30  # tokens, the usual limit of SQuAD scripts
 _BEST = 20  # starts and ends that are paired with each other

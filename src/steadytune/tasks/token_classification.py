@@ -10,8 +10,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from steadytune.tasks.classification import Classification
-from steadytune.tasks.features import Encoded, Rows, check_length, check_tokens
-from steadytune.tasks.task import DivergenceForm, Items, Task, TaskError, logits_of
+from steadytune.tasks.features import Encoded, Rows, TaskError, check_length, check_tokens
+from steadytune.tasks.task import DivergenceForm, Items, Task, logits_of
 
 OUTSIDE = "O"
 
