@@ -3,7 +3,8 @@
     python benchmarks/step_cost.py --output benchmarks/results
 
 The variants take turns in one process, so that a machine whose speed drifts slows all of them alike. Peak memory is
-that of a fresh process per variant.
+that of a fresh process per variant. On a machine that does other work too, `--clock cpu --threads 1` counts the seconds
+that the process had the processor.
 """
 
 import argparse
@@ -13,7 +14,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -135,7 +136,13 @@ def batch(rows: int, length: int, device: torch.device) -> dict[str, torch.Tenso
     return {name: value.to(device) for name, value in made.items()}
 
 
-def timed(variant: Variant, model: Any, inputs: dict[str, torch.Tensor], steps: int) -> float:
+Clock = Callable[[], float]
+CLOCKS: dict[str, Clock] = {"wall": time.perf_counter, "cpu": time.process_time}
+
+
+def timed(
+    variant: Variant, model: Any, inputs: dict[str, torch.Tensor], steps: int, clock: Clock = time.perf_counter
+) -> float:
     """Seconds of `steps` training steps after one that is not counted."""
     model = copy.deepcopy(model)  # some methods change it
     wrapped = None if variant.methods is None else RegularizedModel(model, variant.methods)
@@ -153,13 +160,13 @@ def timed(variant: Variant, model: Any, inputs: dict[str, torch.Tensor], steps: 
     for number in range(steps + 1):
         if number == 1:
             _wait()
-            start = time.perf_counter()
+            start = clock()
         trained(**inputs).loss.backward()
         clip(1.0)
         optimizer.step()
         optimizer.zero_grad()
     _wait()
-    seconds = time.perf_counter() - start
+    seconds = clock() - start
     if wrapped is not None:
         wrapped.close()
     return seconds
@@ -177,19 +184,29 @@ def peak_memory(variant: Variant, rows: int, length: int, threads: int) -> int:
     return int(done.stdout.strip().splitlines()[-1])
 
 
-def measure(rows: int, length: int, threads: int, rounds: int, steps: int, memory: bool = True) -> dict[str, Any]:
-    """All variants in turn, `rounds` times."""
-    models = {dropout: make(dropout) for dropout in {variant.hidden_dropout for variant in VARIANTS}}
+def measure(
+    variants: Sequence[Variant],
+    *,
+    rows: int,
+    length: int,
+    threads: int,
+    rounds: int,
+    steps: int,
+    clock: str = "wall",
+    memory: bool = True,
+) -> dict[str, Any]:
+    """The variants in turn, `rounds` times."""
+    models = {dropout: make(dropout) for dropout in {variant.hidden_dropout for variant in variants}}
     inputs = batch(rows, length, next(next(iter(models.values())).parameters()).device)
-    seconds: dict[str, list[float]] = {variant.name: [] for variant in VARIANTS}
+    seconds: dict[str, list[float]] = {variant.name: [] for variant in variants}
     for turn in range(rounds + 1):
-        for variant in VARIANTS:
-            value = timed(variant, models[variant.hidden_dropout], inputs, steps)
+        for variant in variants:
+            value = timed(variant, models[variant.hidden_dropout], inputs, steps, CLOCKS[clock])
             if turn:  # the first round warms caches
                 seconds[variant.name].append(value / steps)
     results = []
-    for variant in VARIANTS:
-        base = next(v for v in VARIANTS if v.methods is None and v.hidden_dropout == variant.hidden_dropout)
+    for variant in variants:
+        base = next(v for v in variants if v.methods is None and v.hidden_dropout == variant.hidden_dropout)
         ratios = [a / b for a, b in zip(seconds[variant.name], seconds[base.name], strict=True)]
         quartiles = statistics.quantiles(ratios, n=4)
         results.append(
@@ -202,7 +219,7 @@ def measure(rows: int, length: int, threads: int, rounds: int, steps: int, memor
                 "peak_memory_bytes": peak_memory(variant, rows, length, threads) if memory else None,
             }
         )
-    setting = {"rows": rows, "length": length, "threads": threads, "rounds": rounds, "steps": steps}
+    setting = {"rows": rows, "length": length, "threads": threads, "rounds": rounds, "steps": steps, "clock": clock}
     return {"setting": setting, "results": results, "on": surroundings.hardware(), "versions": surroundings.versions()}
 
 
@@ -214,8 +231,8 @@ def as_table(measured: dict[str, Any]) -> str:
         "",
         f"Bundled encoder, batch {setting['rows']}, length {setting['length']}, float32, {setting['threads']} threads, "
         f"{on['processor']}, accelerator {on['accelerator']}, torch {measured['versions']['torch']}. Median and "
-        f"quartiles of {setting['rounds']} rounds of {setting['steps']} steps each, in turn in one process; peak "
-        "memory of a fresh process that takes three steps.",
+        f"quartiles of {setting['rounds']} rounds of {setting['steps']} steps each, in turn in one process, "
+        f"{setting['clock']} time; peak memory of a fresh process that takes three steps.",
         "",
         "| variant | beside | derived floor | ratio | quartiles | peak memory, MiB |",
         "|---|---|---|---|---|---|",
@@ -240,6 +257,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--steps", type=int, default=2)
     parser.add_argument("--no-memory", action="store_true", help="leave out the processes that measure peak memory")
+    parser.add_argument("--clock", choices=CLOCKS, default="wall")
+    parser.add_argument("--only", nargs="+", metavar="VARIANT", help="measure these, beside plain")
     parser.add_argument("--memory-of", choices=[variant.name for variant in VARIANTS])
     options = parser.parse_args(arguments)
     logging.set_verbosity_error()
@@ -250,8 +269,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         timed(variant, model, batch(options.rows, options.length, next(model.parameters()).device), 2)
         print(surroundings.peak_memory_bytes())
         return
-    given = (options.rows, options.length, options.threads, options.rounds, options.steps)
-    measured = measure(*given, memory=not options.no_memory)
+    wanted = [v for v in VARIANTS if options.only is None or v.methods is None or v.name in options.only]
+    measured = measure(
+        wanted,
+        rows=options.rows,
+        length=options.length,
+        threads=options.threads,
+        rounds=options.rounds,
+        steps=options.steps,
+        clock=options.clock,
+        memory=not options.no_memory,
+    )
     options.output.mkdir(parents=True, exist_ok=True)
     (options.output / "step_cost.json").write_text(json.dumps(measured, indent=1) + "\n")
     (options.output / "step_cost.md").write_text(as_table(measured))

@@ -167,6 +167,65 @@ def tiny_batch(
     return {"input_ids": ids, "attention_mask": mask, "labels": labels}
 
 
+TASKS = (
+    "classification",
+    "regression",
+    "multi_label",
+    "token_classification",
+    "multiple_choice",
+    "question_answering",
+)
+"""Every task of fine-tuning."""
+
+_HEADS = {
+    "token_classification": "AutoModelForTokenClassification",
+    "multiple_choice": "AutoModelForMultipleChoice",
+    "question_answering": "AutoModelForQuestionAnswering",
+}
+
+
+def tiny_task_model(
+    task: str, family: str = "bert", *, dropout: float = 0.1, dtype: torch.dtype = torch.float32
+) -> Any:
+    """A random model with the head of a task, in training mode; the same weights for the same arguments."""
+    if task not in _HEADS:
+        problem = {"regression": "regression", "multi_label": "multi_label_classification"}.get(task)
+        labels = 1 if task == "regression" else 3
+        return tiny_model(family, num_labels=labels, problem_type=problem, dropout=dropout, dtype=dtype)
+    config = _configuration(family, 3, dropout)
+    config.num_labels = {"token_classification": 3, "multiple_choice": 1, "question_answering": 2}[task]
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model: Any = getattr(transformers, _HEADS[task]).from_config(config)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(0.15 * torch.randn_like(parameter))
+    return model.to(dtype).train()
+
+
+def tiny_task_batch(task: str, family: str = "bert", *, rows: int = 4, seed: int = 0) -> dict[str, Tensor]:
+    """A padded batch with the labels of a task: of a multiple choice, two choices per row."""
+    if task in ("classification", "regression"):
+        return tiny_batch(family, rows=rows, regression=task == "regression", seed=seed)
+    generator = torch.Generator().manual_seed(seed + 1)
+    if task == "multiple_choice":
+        flat = tiny_batch(family, rows=2 * rows, seed=seed)
+        batch = {name: flat[name].unflatten(0, (rows, 2)) for name in ("input_ids", "attention_mask")}
+        return {**batch, "labels": torch.arange(rows) % 2}
+    batch = inputs_of(tiny_batch(family, rows=rows, seed=seed))
+    mask = batch["attention_mask"]
+    if task == "multi_label":
+        labels = torch.randint(0, 2, (rows, 3), generator=generator).float()
+    elif task == "token_classification":
+        labels = torch.randint(0, 3, mask.shape, generator=generator).masked_fill(mask == 0, -100)
+        labels[:, 0] = -100
+    else:
+        real = mask.sum(dim=1)
+        start = (torch.rand(rows, generator=generator) * real).long()
+        labels = torch.stack([start, torch.minimum(start + 1, real - 1)], dim=1)
+    return {**batch, "labels": labels}
+
+
 def inputs_of(batch: dict[str, Tensor]) -> dict[str, Tensor]:
     """The batch without its labels."""
     return {name: value for name, value in batch.items() if name != "labels"}

@@ -21,7 +21,18 @@ from steadytune import RegularizedModel
 from steadytune.encoders import SiteUnavailable
 from steadytune.methods import METHODS, Method, MethodError, method_class
 from steadytune.methods.cards import read_card
-from tiny import FAMILIES, PAD, gradients, inputs_of, rows_of, tiny_batch, tiny_model
+from tiny import (
+    FAMILIES,
+    PAD,
+    TASKS,
+    gradients,
+    inputs_of,
+    rows_of,
+    tiny_batch,
+    tiny_model,
+    tiny_task_batch,
+    tiny_task_model,
+)
 from tolerances import ENCODER_ROUNDED, REPLAYED, SAME
 
 CLOSE: dict[str, float] = {"rtol": SAME[torch.float64], "atol": SAME[torch.float64]}
@@ -762,17 +773,22 @@ def test_the_card_does_not_understate_the_floor(key: str) -> None:
 
 
 @every_method
-@pytest.mark.parametrize("task", ["classification", "regression"])
+@pytest.mark.parametrize("task", TASKS)
 def test_the_card_states_the_tasks_on_which_it_acts(key: str, task: str) -> None:
-    model, batch = fresh(regression=task == "regression"), tiny_batch("bert", regression=task == "regression")
+    model, batch = tiny_task_model(task), tiny_task_batch(task)
+    made = method_class(key)(**{"pooler": False} if key == "reinit" else {})
     if task not in read_card(key).front["tasks"]:
         with pytest.raises(MethodError, match=f"^{key} cannot act on a {task} task: "):
-            wrapped(key, model)
+            RegularizedModel(model, [made])
         return
-    loss = loss_of(wrapped(key, model), batch)
+    wrapper = RegularizedModel(model, [made])
+    wrapper.attach(torch.optim.SGD(wrapper.parameter_groups(lr=0.1)), total_updates=10)
+    if wrapper.wants_survey:
+        wrapper.survey([batch])
+    loss = loss_of(wrapper, batch)
     loss.backward()
     assert torch.isfinite(loss)
-    assert all(torch.isfinite(gradient).all() for gradient in gradients(model).values())
+    assert all(torch.isfinite(gradient).all() for gradient in gradients(wrapper).values())
 
 
 @every_term

@@ -32,6 +32,7 @@ SECTIONS = [
     "Equation",
     "Use it",
     "Settings",
+    "Tasks",
     "Where we differ from the paper",
     "Measured cost",
     "Evidence",
