@@ -37,8 +37,8 @@ SETTINGS = [
     TMix(),
     TMix(alpha=0.5),
     TMix(alpha=0.5, fold=True),
-    TMix(layers=(0,)),
-    TMix(layers=(0, 1, 2), alpha=1.0),
+    TMix(mix_layers=(0,)),
+    TMix(mix_layers=(0, 1, 2), alpha=1.0),
     TMix(states=False),
 ]
 
@@ -49,7 +49,7 @@ def drawn(tmix: TMix, data: dict[str, Tensor], step: int) -> tuple[Tensor, float
     chance = random.Random(generator.initial_seed())
     share = chance.betavariate(tmix.alpha, tmix.alpha)
     share = max(share, 1 - share) if tmix.fold else share
-    layer = chance.choice(sorted(tmix.layers or (2,)))  # 7/12 and 9/12 of three layers, rounded up below the last
+    layer = chance.choice(sorted(tmix.mix_layers or (2,)))  # 7/12 and 9/12 of three layers, rounded up below the last
     return torch.rand(len(data["labels"]), generator=generator).argsort(), share, layer
 
 
@@ -111,11 +111,11 @@ def test_a_contrast_beside_it_reads_unmixed_texts_at_the_cost_of_one_pass() -> N
 
 def test_the_squared_error_has_the_gradient_of_the_mixed_target() -> None:
     model, data = tiny_model("bert", num_labels=1, dtype=torch.float64), tiny_batch("bert", regression=True)
-    wrapper = RegularizedModel(model, [TMix(layers=(1,))], seed=SEED)
+    wrapper = RegularizedModel(model, [TMix(mix_layers=(1,))], seed=SEED)
     torch.manual_seed(0)
     found = wrapper(**data)
     (gradient,) = torch.autograd.grad(found.loss, found.logits)
-    partners, share, _ = drawn(TMix(layers=(1,)), data, 0)
+    partners, share, _ = drawn(TMix(mix_layers=(1,)), data, 0)
     labels = data["labels"].double()
     target = share * labels + (1 - share) * labels[partners]
     expected = 2 * (found.logits.detach()[:, 0] - target) / len(target)
@@ -164,9 +164,9 @@ def test_in_every_family_the_layers_above_attend_to_the_tokens_of_both_texts(fam
 
 def test_layers_that_are_not_there_are_refused() -> None:
     with pytest.raises(MethodError, match="must lie between 0 and 2 in this model; got 3"):
-        RegularizedModel(tiny_bert(0.1), [TMix(layers=(3,))])
+        RegularizedModel(tiny_bert(0.1), [TMix(mix_layers=(3,))])
     with pytest.raises(MethodError, match="at least one layer"):
-        RegularizedModel(tiny_bert(0.1), [TMix(layers=())])
+        RegularizedModel(tiny_bert(0.1), [TMix(mix_layers=())])
 
 
 def test_a_model_whose_masks_have_another_form_is_refused() -> None:

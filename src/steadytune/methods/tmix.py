@@ -22,7 +22,7 @@ class TMix(Method):
     alpha: float = setting(
         16.0, "α of Beta(α, α), from which a batch draws its share λ", low=0, open_low=True, source="Chen 2020, code"
     )
-    layers: tuple[int, ...] | None = setting(
+    mix_layers: tuple[int, ...] | None = setting(
         None, "layers at whose entrance to mix, one drawn per batch; null: 7/12 and 9/12 up", source="Chen 2020, code"
     )
     fold: bool = setting(False, "λ ← max(λ, 1 − λ), so that a text keeps the larger share", source="Chen 2020, code")
@@ -43,15 +43,15 @@ class TMix(Method):
             )
         depth = context.anatomy.depth
         if bad := [layer for layer in self._mixed(depth) if not 0 <= layer < depth]:
-            raise MethodError(f"tmix.layers must lie between 0 and {depth - 1} in this model; got {bad[0]}.")
+            raise MethodError(f"tmix.mix_layers must lie between 0 and {depth - 1} in this model; got {bad[0]}.")
         if not self._mixed(depth):
-            raise MethodError("tmix.layers must name at least one layer, or be null.")
+            raise MethodError("tmix.mix_layers must name at least one layer, or be null.")
         if self.states:
             context.anatomy.require("mask", self.key)
 
     def _mixed(self, depth: int) -> list[int]:
-        if self.layers is not None:
-            return sorted(set(self.layers))
+        if self.mix_layers is not None:
+            return sorted(set(self.mix_layers))
         return sorted({min(math.ceil(part * depth / 12), depth - 1) for part in (7, 9)})
 
     def label_passes(self) -> tuple[str, ...]:
