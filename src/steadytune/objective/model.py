@@ -1,28 +1,25 @@
 """The wrapper around a Hugging Face model: one forward is one training step."""
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from steadytune.encoders import PassRunner, RandomState, Sites, VectorSource, borrowed_stream, checkpointing
+from steadytune.encoders import PassRunner, RandomState, Sites, VectorSource, borrowed_stream
 from steadytune.functional import keyed_seed
 from steadytune.methods.compatibility import check_together
 from steadytune.methods.contract import Context, Method, MethodError
+from steadytune.objective.checks import check_first, check_moved, check_padding
 from steadytune.objective.coefficients import Coefficients
 from steadytune.objective.rows import Group
+from steadytune.objective.state import read_state, write_state
 from steadytune.objective.step import PassCount, StepOutput, StepPlan, TrainingStep, take
 from steadytune.objective.telemetry import Telemetry
 from steadytune.objective.updates import Groups, UpdateHooks, by_rule, check_rules, rules_of
 from steadytune.tasks import Task, infer_task
-
-STATE_FILE, WEIGHTS_FILE = "steadytune_state.json", "steadytune_methods.safetensors"
 
 
 class RegularizedModel(nn.Module):
@@ -55,7 +52,7 @@ class RegularizedModel(nn.Module):
         redundant = check_together([method.key for method in self.methods])
         if len(offering := [method.key for method in self.methods if method.offers_weights]) > 1:
             raise MethodError(f"{' and '.join(offering)} both put other weights in place in the end; leave one out.")
-        _check_moved(self.methods)
+        check_moved(self.methods)
         self.task = task or infer_task(model)
         for method in self.methods:
             self.task = method.training_task(self.task)
@@ -131,7 +128,10 @@ class RegularizedModel(nn.Module):
             self._group = None
             raise ValueError("after prime(), give forward num_items_in_batch: the labelled items of the whole group.")
         if self._first:
-            self._check_first(inputs)
+            attached, surveyed = self._updates is not None, self._surveyed
+            check_first(self.methods, self.model, attached=attached, surveyed=surveyed)
+            if not self.task.labels_by_token:  # else the head reads every token
+                check_padding(self.methods, inputs.get("attention_mask"), self._sites.anatomy.sentence_token)
         items = self.task.items(inputs)
         labels = items.labels
         share: Tensor | float = 1.0
@@ -139,7 +139,7 @@ class RegularizedModel(nn.Module):
             own = self._count(labels)
             share = torch.where(own > 0, own / num_items_in_batch, 0.0)  # a group may be without any label
         runner = PassRunner(self.model, self._sites, scores=items.scores, head_reads=items.head_reads)
-        step = TrainingStep(self._plan(), self.micro_steps, runner, inputs, labels, share, cell)
+        step = TrainingStep(self._plan(), self.micro_steps, runner, inputs, labels, items.per_text, share, cell)
         try:
             with torch.autocast(labels.device.type, enabled=False):
                 output = take(step)
@@ -154,28 +154,6 @@ class RegularizedModel(nn.Module):
         self._first = False
         self._keep(output)
         return output
-
-    def _check_first(self, inputs: Mapping[str, Any]) -> None:
-        """Refuse what only shows when training begins."""
-        assert self._sites is not None
-        for method in self.methods:
-            if method.acts_on_updates and self._updates is None:
-                raise MethodError(f"{method.key} acts in optimizer steps; call attach(optimizer) before training.")
-            if method.wants_survey and not self._surveyed:
-                raise MethodError(
-                    f"{method.key} looks at the training rows first; give their batches to survey() before training."
-                )
-            if method.early_gradient and checkpointing(self.model) == "reentrant":
-                raise MethodError(
-                    f"{method.key} cannot act under re-entrant gradient checkpointing, which cuts its gradients; "
-                    "enable it with use_reentrant=False."
-                )
-        mask, place = inputs.get("attention_mask"), self._sites.anatomy.sentence_token
-        if self.methods and mask is not None and mask.ndim in (2, 3) and not bool(mask[..., place].all()):
-            raise MethodError(
-                f"the token that the head reads (position {place}) is padding in some rows; pad on the other side "
-                f"(tokenizer.padding_side = {'right' if place == 0 else 'left'!r})."
-            )
 
     def _plan(self) -> StepPlan:
         assert self._sites is not None
@@ -500,9 +478,7 @@ class RegularizedModel(nn.Module):
         Args:
             folder: an existing folder.
         """
-        if tensors := {name: tensor.contiguous() for name, tensor in self.method_modules.state_dict().items()}:
-            save_file(tensors, Path(folder) / WEIGHTS_FILE)
-        state = {
+        counters = {
             "methods": [method.key for method in self.methods],
             "micro_steps": self.micro_steps,
             "tokens": self.tokens,
@@ -511,7 +487,7 @@ class RegularizedModel(nn.Module):
             "spent": vars(self.spent),
             "notices": self.notices,
         }
-        (Path(folder) / STATE_FILE).write_text(json.dumps(state, indent=1))
+        write_state(Path(folder), counters, self.method_modules)
 
     def load_state(self, folder: str | Path) -> None:
         """Load what `save_state` saved.
@@ -521,27 +497,13 @@ class RegularizedModel(nn.Module):
         Raises:
             MethodError: the state is missing or was saved with other methods.
         """
-        path = Path(folder) / STATE_FILE
-        if not path.exists():
-            raise MethodError(f"{path} is missing, so the methods cannot resume; was this saved without them?")
-        state = json.loads(path.read_text())
-        here = [method.key for method in self.methods]
-        if state["methods"] != here:
-            raise MethodError(f"{path} was saved with methods {state['methods']}; this run has {here}.")
-        self.micro_steps, self.tokens = state["micro_steps"], state["tokens"]
-        self._telemetry.notices = state["notices"]
-        self.spent, self._first = PassCount(**state["spent"]), True
-        self.updates, self._surveyed = state["updates"], state["surveyed"]
+        counters = read_state(Path(folder), [method.key for method in self.methods], self.method_modules)
+        self.micro_steps, self.tokens = counters["micro_steps"], counters["tokens"]
+        self._telemetry.notices = counters["notices"]
+        self.spent, self._first = PassCount(**counters["spent"]), True
+        self.updates, self._surveyed = counters["updates"], counters["surveyed"]
         if self._updates is not None:
             self._updates.number = self.updates
-        if self.method_modules.state_dict():
-            try:
-                self.method_modules.load_state_dict(load_file(Path(folder) / WEIGHTS_FILE))
-            except (RuntimeError, OSError, SafetensorError):
-                raise MethodError(
-                    f"{Path(folder) / WEIGHTS_FILE} does not hold the parameters of these methods; resume with the "
-                    "settings that it was saved with."
-                ) from None
 
     def close(self) -> None:
         """Remove every hook from the wrapped model and the optimizer; safe to call twice."""
@@ -562,16 +524,3 @@ class RegularizedModel(nn.Module):
             "_group": None,
             "_updates": None,
         }  # a copy is closed: hooks belong to the original
-
-
-def _check_moved(methods: Sequence[Method]) -> None:
-    """Refuse what does not go with a step that is taken at other weights."""
-    movers = [method.key for method in methods if method.moves_weights]
-    if len(movers) > 1:
-        raise MethodError(f"{' and '.join(movers)} both take the step at other weights; leave one out.")
-    ahead = [method.key for method in methods if method.shared_vectors() is not None]
-    if movers and ahead:
-        raise MethodError(
-            f"{movers[0]} takes every batch at weights of its own, so {ahead[0]}.gather_across_accumulation cannot "
-            "contrast it with other batches; switch that off."
-        )

@@ -117,6 +117,7 @@ class TrainingStep:
         runner: runs passes.
         batch: the model's keyword arguments, without labels.
         labels: one entry per item.
+        per_text: how many labelled items each text has; None where all texts count alike.
         share: this batch's part of the accumulation group; 1.0 if it is not known.
         cell: the group whose vectors were computed ahead, and this batch's place in it.
         moved: weights that every pass uses in place of the model's own, by name.
@@ -128,6 +129,7 @@ class TrainingStep:
     runner: PassRunner
     batch: Mapping[str, Any]
     labels: Tensor
+    per_text: Tensor | None = None
     share: Tensor | float = 1.0
     cell: tuple[Group, int] | None = None
     moved: Mapping[str, Tensor] = field(default_factory=dict)
@@ -154,6 +156,14 @@ class TrainingStep:
         if not isinstance(ids, Tensor) or ids.ndim < 3:
             return self.batch
         return {name: v.flatten(0, 1) if isinstance(v, Tensor) and v.ndim == 3 else v for name, v in self.batch.items()}
+
+    @property
+    def text_shares(self) -> Tensor | None:
+        """Share of each text in the mean of the label loss; see `Step.text_shares`."""
+        if self.per_text is None:
+            return None
+        count = self.per_text.to(self.plan.count(self.labels).dtype)
+        return count / count.sum().clamp(min=1)
 
     @property
     def first(self) -> bool:
@@ -462,7 +472,15 @@ def take(step: TrainingStep) -> StepOutput:
 def _rehearsed(step: TrainingStep, weights: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
     """Gradients of a step that is taken elsewhere afterwards, with the same dropout and the same draws."""
     rehearsal = TrainingStep(
-        step.plan, step.number, step.runner, step.batch, step.labels, step.share, method=step.method, rehearsal=True
+        step.plan,
+        step.number,
+        step.runner,
+        step.batch,
+        step.labels,
+        step.per_text,
+        step.share,
+        method=step.method,
+        rehearsal=True,
     )
     try:
         found = rehearsal.gradients(weights)

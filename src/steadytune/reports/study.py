@@ -168,7 +168,7 @@ class Study:
         return None
 
     def predictions(self, run: Run, split: str) -> Predictions | None:
-        """Of one split; None where the run left no table.
+        """Of one split; None where the run left no table, or its task gives no row of scores per text.
 
         Args:
             run: that made them.
@@ -176,6 +176,8 @@ class Study:
         Raises:
             StoreError: the table cannot be read.
         """
+        if run.record.task not in ("classification", "regression"):
+            return None
         table = self._table(StudyStore(self.folder).artifact_folder(run.id) / "predictions.parquet")
         if table is None:
             return None
