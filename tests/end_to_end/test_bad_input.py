@@ -18,7 +18,7 @@ import pytest
 from safetensors import SafetensorError
 
 import steadytune.training.fit as fit_module
-from steadytune.cli import predict as predict_command
+from steadytune.cli import answers as answer_files
 from steadytune.objective import STATE_FILE
 from steadytune.recipes import DataSettings, RunConfig, RunSettings, load_recipe, save_run
 from tiny import tiny_model
@@ -343,7 +343,7 @@ USAGE: dict[str, Case] = {
     "unknown task": (
         nothing,
         ON_REVIEWS + " --task ner",
-        ("--task must be 'classification' or 'regression'; got 'ner'",),
+        ("--task must be 'classification', 'regression', 'multi_label', ", "; got 'ner'"),
     ),
     "no data": (nothing, "train", ("no data given", "sample", "steadytune train")),
     "unknown method to show": (nothing, "methods slc", ("'slc'", "scl")),
@@ -377,7 +377,7 @@ MODELS: dict[str, Case] = {
     "encoder without a head to predict": (
         without_head,
         "predict encoder -t a",
-        ("model encoder has no trained classification head", "classifier"),
+        ("model encoder has no trained head", "classifier"),
     ),
     "bundled encoder to predict": (nothing, "predict bundled -t a", ("no trained head", "folder of a run")),
     "method that cannot act on the task": (
@@ -484,7 +484,7 @@ def no_space(*_: object, **__: object) -> NoReturn:
 def test_full_disk_under_predictions_leaves_no_part_of_them(
     workplace: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(predict_command, "json", SimpleNamespace(dumps=no_space))
+    monkeypatch.setattr(answer_files, "json", SimpleNamespace(dumps=no_space))
     before = on_disk(workplace)
     outcome = run("predict trained reviews.csv -o new.jsonl")
     assert_one_sentence(outcome.code, outcome.err, ("no space left",))

@@ -7,7 +7,7 @@ import sys
 import typer
 
 from steadytune import __version__
-from steadytune.cli import compare, predict, report, show, soup, study, train
+from steadytune.cli import compare, predict, pretrain, report, show, soup, study, train
 
 # What safetensors and torch.save say when a file cannot be written to its end; seen on a full file system.
 _DISK_IS_FULL = (f"(os error {errno.ENOSPC})", "PytorchStreamWriter failed", "unexpected pos", "iostream error")
@@ -23,6 +23,7 @@ app.command("compare")(compare.compare)
 app.command("study")(study.study)
 app.command("report")(report.report)
 app.command("soup")(soup.soup)
+app.command("pretrain")(pretrain.pretrain)
 app.command("evaluate")(predict.evaluate)
 app.command("predict")(predict.predict)
 app.command("methods")(show.methods)

@@ -27,6 +27,7 @@ def compare(
     seeds: Annotated[int, typer.Option(help="Runs of each recipe; a verdict needs at least 5.")] = 5,
     controls: Annotated[bool, typer.Option("--controls", help="Also run what isolates each method.")] = False,
     layers: Annotated[bool, typer.Option("--layers", help="Also look inside the models of the first seed.")] = False,
+    also: options.Also = None,
     budget: Annotated[str, typer.Option(help="`equal-steps`, `equal-compute` or `both`.")] = "equal-steps",
     model: options.Model = None,
     output: Annotated[str | None, typer.Option("--output", "-o", help="Folder of the study.")] = None,
@@ -45,6 +46,7 @@ def compare(
     text_column: options.TextColumn = None,
     pair_column: options.PairColumn = None,
     label_column: options.LabelColumn = None,
+    task: options.Task = None,
     as_json: options.Json = False,
 ) -> int:
     """Run several recipes with several seeds on one data set, and say which one helps.
@@ -61,7 +63,7 @@ def compare(
 
     quiet_libraries()
     name = options.data_name(data)
-    columns = {"text_column": text_column, "pair_column": pair_column, "label_column": label_column}
+    columns = {"text_column": text_column, "pair_column": pair_column, "label_column": label_column, "task": task}
     rows = {
         "train_rows": train_rows,
         "k_shot": k_shot,
@@ -76,7 +78,7 @@ def compare(
     wanted = {
         "name": name,
         "model": model or "bundled",
-        "tasks": {name: {"source": data, **options.given(columns)}},
+        "tasks": {name: {"source": data, **options.given(columns), **({"robustness": also} if also else {})}},
         "protocols": {", ".join(f"{key} {value}" for key, value in protocol.items()) or "all rows": protocol},
         "recipes": [part.strip() for part in recipes.split(",")],
         "second_baseline": None if second_baseline == "none" else second_baseline,

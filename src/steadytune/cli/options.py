@@ -24,6 +24,21 @@ Seed = Annotated[int | None, typer.Option("--seed", help="Names every random str
 TextColumn = Annotated[str | None, typer.Option("--text-column", help="Column of the text, for tables.")]
 PairColumn = Annotated[str | None, typer.Option("--pair-column", help="Column of the second text, for tables.")]
 LabelColumn = Annotated[str | None, typer.Option("--label-column", help="Column of the label, for tables.")]
+Task = Annotated[
+    str | None,
+    typer.Option(
+        help="Where the data do not say it: `multi_label`, `token_classification`, `multiple_choice`, "
+        "`question_answering`, ...; tagged words read as `multi_label` have the kinds of entity in them as labels."
+    ),
+]
+Also = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--also",
+        help="A robustness set, `SOURCE:SPLIT`, that trained models are scored on too; `SPLIT+SPLIT` for an original "
+        "split and its revisions. May be repeated.",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines on standard output.")]
 MaxLength = Annotated[
     int | None,

@@ -1,14 +1,13 @@
 """`steadytune evaluate` and `steadytune predict`."""
 
-import csv
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from steadytune.cli import options
+from steadytune.cli.answers import answers_of, show_answers, write_answers
 from steadytune.cli.output import err, out, print_json, quiet_libraries, score_table
 
 if TYPE_CHECKING:
@@ -24,15 +23,20 @@ def evaluate(
     text_column: options.TextColumn = None,
     pair_column: options.PairColumn = None,
     label_column: options.LabelColumn = None,
+    also: options.Also = None,
     max_length: options.MaxLength = None,
     batch_size: options.BatchSize = 64,
     as_json: options.Json = False,
 ) -> int:
-    """Score a saved model on a split; labels are matched by name.
+    """Score a saved model on a split, and on robustness sets; labels are matched by name.
 
     Example: `steadytune evaluate runs/reviews reviews_2026.csv --split train`
     """
+    from steadytune.cli.robustness import show_robustness
     from steadytune.data import DataError, available_splits, load_dataset
+    from steadytune.data.robustness import RobustnessSet
+    from steadytune.encoders.bundled import AFFECTED_SETS
+    from steadytune.training.robustness import robustness_rows, score_sets
 
     quiet_libraries()
     task, network, tokenizer = _load(model)
@@ -53,15 +57,27 @@ def evaluate(
         label_names=names or None,
     )
     rows = dataset.splits[chosen]
+    roles = ("text_column", "pair_column", "label_column")
+    wanted = [RobustnessSet.parse(text) for text in also or []]
+    wanted = [one.like({role: _column(trained, role, one.source) for role in roles}) for one in wanted]
+    sets = robustness_rows(wanted, task, rows)
     length = max_length or _trained_length(model, tokenizer)
     predicted = _predicted(network, tokenizer, task, rows, length, batch_size)
     scores = {chosen: task.scores(predicted, rows.labels or ())}
+    own = ([int(row.argmax()) for row in predicted], rows.labels or ()) if sets else ((), ())
+    found = score_sets(sets, network, task, tokenizer, max_length=length, batch_size=batch_size, own=own)
     if as_json:
-        print_json({"model": model, "data": data, "split": chosen, "rows": len(rows), "scores": scores[chosen]})
+        shown = {"model": model, "data": data, "split": chosen, "rows": len(rows), "scores": scores[chosen]}
+        beside = {name: one.model_dump(mode="json") for name, one in found.items()}
+        print_json({**shown, **({"robustness": beside} if also else {})})
         return 0
-    for note in dataset.notes:
+    met = trained is not None and trained.model == "bundled" and dataset.name in AFFECTED_SETS
+    known = [f"the bundled encoder has met texts of {dataset.name} in its own training"] if met else []
+    for note in (*dataset.notes, *known):
         err.print(f"note: {note}", markup=False, soft_wrap=True)
     out.print(score_table(scores, {chosen: len(rows)}))
+    if found:
+        show_robustness(found)
     return 0
 
 
@@ -81,7 +97,7 @@ def predict(
     batch_size: options.BatchSize = 64,
     as_json: options.Json = False,
 ) -> int:
-    """Label texts with a saved model, with probabilities.
+    """Label texts, tag words or answer questions with a saved model, with probabilities where it gives them.
 
     Example: `steadytune predict runs/reviews new.csv --output labelled.csv`
     """
@@ -95,7 +111,7 @@ def predict(
     task, network, tokenizer = _load(model)
     notes: tuple[str, ...] = ()
     if text:
-        rows = Examples(tuple(str(i + 1) for i in range(len(text))), tuple(text))
+        rows = Examples(tuple(str(i + 1) for i in range(len(text))), _typed(text, task))
     else:
         assert data is not None
         trained = _trained(model)
@@ -112,12 +128,9 @@ def predict(
         rows = next(iter(dataset.splits.values()))
     length = max_length or _trained_length(model, tokenizer)
     predicted = _predicted(network, tokenizer, task, rows, length, batch_size)
-    answers = [
-        {"id": row_id, "text": row_text, **answer}
-        for row_id, row_text, answer in zip(rows.ids, rows.texts, task.decode(predicted), strict=True)
-    ]
+    answers = answers_of(rows, task.decode(predicted))
     if output is not None:
-        _write(Path(output), answers)
+        write_answers(Path(output), answers)
         for note in notes:
             err.print(f"note: {note}", markup=False, soft_wrap=True)
         err.print(f"wrote {len(answers)} rows to {output}", markup=False)
@@ -125,8 +138,22 @@ def predict(
         for answer in answers:
             print_json(answer)
     else:
-        _show(answers)
+        show_answers(answers)
     return 0
+
+
+def _typed(texts: Sequence[str], task: "Task") -> tuple[Any, ...]:
+    """Texts of the command line, as the task takes them."""
+    from steadytune.data import DataError
+
+    if task.labels_by_token:
+        words = tuple(tuple(text.split()) for text in texts)
+        if not all(words):
+            raise DataError("--text must hold a word; got an empty text.")
+        return words
+    if task.name in ("multiple_choice", "question_answering"):
+        raise DataError(f"a {task.name} model reads more than one text of a row; give a file in place of --text.")
+    return tuple(texts)
 
 
 def _check_output(path: Path) -> None:
@@ -191,36 +218,3 @@ def _predicted(network: Any, tokenizer: Any, task: "Task", rows: "Examples", max
     encoded = task.encode(rows, tokenizer, max_length)
     collator = PaddingCollator(tokenizer, task.label_dtype, labels_by_token=task.labels_by_token)
     return predict_rows(network, task, encoded, collator, batch_size).rows
-
-
-def _write(path: Path, answers: Sequence[Mapping[str, Any]]) -> None:
-    """JSON Lines, or CSV with one column per probability; written aside and renamed."""
-    aside = path.with_name(f".{path.name}.part")
-    try:
-        with aside.open("w", encoding="utf-8", newline="") as file:
-            if path.suffix == ".jsonl":
-                file.writelines(json.dumps(answer, ensure_ascii=False) + "\n" for answer in answers)
-            else:
-                flat = [_flat(answer) for answer in answers]
-                writer = csv.DictWriter(file, fieldnames=list(flat[0]) if flat else ["id", "text"])
-                writer.writeheader()
-                writer.writerows(flat)
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
-
-
-def _flat(answer: Mapping[str, Any]) -> dict[str, Any]:
-    shares = answer.get("probabilities", {})
-    rest = {name: value for name, value in answer.items() if name != "probabilities"}
-    return rest | {f"probability_{label}": share for label, share in shares.items()}
-
-
-def _show(answers: Sequence[Mapping[str, Any]]) -> None:
-    for answer in answers:
-        out.print(answer["text"], markup=False, style="bold")
-        if "value" in answer:
-            out.print(f"  {answer['value']:.3f}", markup=False)
-            continue
-        best = sorted(answer["probabilities"].items(), key=lambda item: -item[1])[:3]
-        out.print("  " + "   ".join(f"{label} {share:.1%}" for label, share in best), markup=False)

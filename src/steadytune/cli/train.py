@@ -54,7 +54,7 @@ def train(
     text_column: options.TextColumn = None,
     pair_column: options.PairColumn = None,
     label_column: options.LabelColumn = None,
-    task: Annotated[str | None, typer.Option(help="Where the data do not say it: `multi_label`, ...")] = None,
+    task: options.Task = None,
     as_json: options.Json = False,
 ) -> int:
     """Fine-tune one encoder with one recipe; a killed run goes on when the command is repeated."""
@@ -81,7 +81,7 @@ def train(
     }
     chosen = _config(config, recipe, settings or [], {"model": model, "seed": seed}, rows, run)
     folder = Path(output) if output else _default_output(chosen)
-    _check_parents(folder)
+    check_parents(folder)
     quiet_libraries()
     main_process = int(os.environ.get("RANK", "0")) == 0
     with watching(quiet=as_json or not main_process) as watch:
@@ -136,6 +136,20 @@ def _config(
 
 
 def _apply(config: "RunConfig", text: str) -> "RunConfig":
+    key, name, value = parse_setting(text)
+    if key == "run":
+        return config.with_run_setting(name, value)
+    return config.model_copy(update={"recipe": config.recipe.with_setting(key, name, value)})
+
+
+def parse_setting(text: str) -> tuple[str, str, Any]:
+    """Key, name and value of one `--set`.
+
+    Args:
+        text: as given.
+    Raises:
+        RecipeError: it is not of the form KEY.NAME=VALUE.
+    """
     from steadytune.recipes import RecipeError
     from steadytune.recipes.recipe import parse_yaml
 
@@ -144,15 +158,19 @@ def _apply(config: "RunConfig", text: str) -> "RunConfig":
     if not (equals and dot and key and name):
         raise RecipeError(f"--set takes KEY.NAME=VALUE, for example scl.temperature=0.1; got {text!r}.")
     try:
-        parsed = parse_yaml(value)
+        return key, name, parse_yaml(value)
     except yaml.YAMLError:
         raise RecipeError(f"--set {path}: {value!r} is not a value; quote it.") from None
-    if key == "run":
-        return config.with_run_setting(name, parsed)
-    return config.model_copy(update={"recipe": config.recipe.with_setting(key, name, parsed)})
 
 
-def _check_parents(folder: Path) -> None:
+def check_parents(folder: Path) -> None:
+    """Refuse a folder that lies below a file.
+
+    Args:
+        folder: of a run.
+    Raises:
+        RunError: with the file.
+    """
     from steadytune.training.loading import RunError
 
     in_the_way = next((parent for parent in folder.parents if parent.exists() and not parent.is_dir()), None)

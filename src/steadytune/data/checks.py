@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
 from typing import Any
@@ -34,7 +34,8 @@ class SplitReport:
     Attributes:
         rows: how many.
         labels: rows by the name of their class, in the order of the labels, absent ones with 0; None without classes.
-        unseen_labels: names of the classes that have rows here and none in train.
+            A row of several classes counts for each; where words are tagged, words are counted.
+        unseen_labels: names of the classes or tags that occur here and not in train.
         scores: distribution of the labels of a regression; None otherwise.
         words: distribution of the number of words of a row, both texts of a pair together; None without rows.
         empty_texts: rows of which a text is blank.
@@ -115,7 +116,7 @@ def data_report(dataset: Dataset, selection: Selection | None = None) -> DataRep
     folded = {name: _folded(rows) for name, rows in splits.items()}
     shared = (_repeats(splits, folded, other, split) for other, split in combinations(splits, 2))
     return DataReport(
-        splits={name: _split_report(rows, dataset.label_names, train) for name, rows in splits.items()},
+        splits={name: _split_report(rows, dataset, train) for name, rows in splits.items()},
         repeats=tuple(repeats for repeats in shared if repeats.rows),
     )
 
@@ -131,16 +132,17 @@ def repeated_rows(rows: Examples, others: Examples) -> int:
     return sum(content in known for content in _folded(rows))
 
 
-def _split_report(rows: Examples, names: Sequence[str], train: Examples | None) -> SplitReport:
+def _split_report(rows: Examples, dataset: Dataset, train: Examples | None) -> SplitReport:
+    names = dataset.label_names
     labels: dict[str, int] | None = None
     scores: Quartiles | None = None
     unseen: tuple[str, ...] = ()
     if rows.labels is not None and names:
-        counts = Counter(rows.labels)
+        counts = Counter(_each(rows.labels))
         labels = {name: counts[index] for index, name in enumerate(names)}
         if train is not None and train.labels is not None:
-            unseen = tuple(names[int(index)] for index in sorted(counts.keys() - set(train.labels)))
-    elif rows.labels is not None:
+            unseen = tuple(names[int(index)] for index in sorted(counts.keys() - set(_each(train.labels))))
+    elif rows.labels is not None and dataset.task == "regression":
         scores = _quartiles(rows.labels)
     texts, columns = contents(rows), 1 if rows.pairs is None else 2
     return SplitReport(
@@ -151,6 +153,11 @@ def _split_report(rows: Examples, names: Sequence[str], train: Examples | None) 
         words=_quartiles([sum(len(text.split()) for text in parts) for parts in texts]),
         empty_texts=sum(not all(text.strip() for text in parts[:columns]) for parts in texts),
     )
+
+
+def _each(labels: Sequence[Any]) -> Iterator[int]:
+    """Every class index, of rows that have one or several."""
+    return (one for label in labels for one in (label if isinstance(label, tuple) else (label,)))
 
 
 def _repeats(splits: dict[str, Examples], folded: dict[str, list[tuple[str, ...]]], other: str, split: str) -> Repeats:

@@ -55,8 +55,10 @@ def corrupt(
     train, notes = selection.train, []
     if text_noise != 0 and dataset.task not in ("classification", "regression", "multi_label"):
         raise DataError(f"text_noise has no meaning for a {dataset.task} task; leave it out.")
-    if (label_noise != 0 or imbalance is not None) and dataset.task == "multiple_choice":
-        raise DataError("label_noise and imbalance need classes; the choices of a multiple_choice task are none.")
+    if (label_noise != 0 or imbalance is not None) and dataset.task not in ("classification", "regression"):
+        raise DataError(
+            f"label_noise and imbalance need one class per row, which a {dataset.task} task has not; leave them out."
+        )
     if imbalance is not None:
         train, note = thin_classes(train, imbalance, seed)
         notes.append(note)

@@ -75,7 +75,7 @@ def take_k_shot(examples: Examples, k: int, seed: int) -> Examples:
     """
     _checked_count("k", k, None)
     if not _has_classes(examples):
-        raise DataError("k rows per class need class labels; take a number of rows in total instead.")
+        raise DataError("k rows per class need class labels, one per row; take a number of rows in total instead.")
     return examples.select(_first_of_each_class(examples, dict.fromkeys(_groups(examples), k), seed, _TRAIN))
 
 

@@ -9,6 +9,7 @@ from typing import Literal
 import datasets
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from steadytune.data.answers import QUESTION, hides_choices
 from steadytune.data.examples import (
     Examples,
     choose_columns,
@@ -17,7 +18,14 @@ from steadytune.data.examples import (
     label_names_of,
     looks_like_scores,
 )
-from steadytune.data.structured import USUAL_COLUMNS, structured_columns, structured_examples, structured_names
+from steadytune.data.structured import (
+    REASONS,
+    USUAL_COLUMNS,
+    structured_columns,
+    structured_examples,
+    structured_names,
+    structured_task,
+)
 from steadytune.data.tables import ENDINGS, DataError, Table, listed, near_files, not_found, read_table, split_ending
 
 DEV_NAMES = ("dev", "validation")
@@ -117,8 +125,9 @@ def load_dataset(
         text_column: None takes the first present of `TEXT_COLUMNS`.
         pair_column: None takes the first present of `PAIR_COLUMNS`; an empty string says there is none.
         label_column: None takes the first present of `LABEL_COLUMNS`.
-        task: None takes what the source declares; in a table, fractional numbers as labels mean regression. Tagged
-            words read as "multi_label" are labelled with the kinds of entity that occur.
+        task: None takes what the source declares; in a table, fractional numbers as labels mean regression, and the
+            parts of cells a task as in `structured_task`. Tagged words read as "multi_label" are labelled with the
+            kinds of entity that occur.
         label_names: None takes those of the source, or the sorted distinct labels of the split `train` or else of the
             first split asked for; give those of a trained model to evaluate it.
         require_labels: with False, labels are read only from a `label_column` that is named.
@@ -131,8 +140,12 @@ def load_dataset(
     tables = {name: source.read(name) for name in _wanted(source, splits, str(data))}
     base = tables.get("train", next(iter(tables.values())))
     given = (text_column, pair_column, label_column)
-    if (structured := task or source.task) is not None and structured in USUAL_COLUMNS:
-        return _structured(structured, source, tables, base, given, label_names, require_labels, str(data))
+    if (structured := task or source.task or structured_task(base, given)) is not None and structured in USUAL_COLUMNS:
+        optional = [name for name in tables if splits is None and tables[name] is not base]
+        found = _structured(structured, source, tables, base, given, label_names, require_labels, str(data), optional)
+        if task or source.task:
+            return found
+        return replace(found, notes=(*found.notes, f"task: {structured}, because {REASONS[structured]}"))
     columns = choose_columns(base, source.fixed_columns, given, require_labels)
     notes = [note for split, note in source.notes.items() if split in ("", *tables)]
     if not source.fixed_columns:
@@ -167,13 +180,19 @@ def _structured(
     label_names: Sequence[str] | None,
     require_labels: bool,
     data: str,
+    optional: Sequence[str],
 ) -> Dataset:
-    """The rows of a task whose texts or labels have parts."""
+    """The rows of a task whose texts or labels have parts; of optional splits those whose labels are not hidden."""
     columns = structured_columns(task, base, given, require_labels)
     names = structured_names(task, base, columns, label_names)
+    hidden = [name for name in optional if task == "multiple_choice" and hides_choices(tables[name], columns.label)]
+    tables = {name: table for name, table in tables.items() if name not in hidden}
     examples = {name: structured_examples(task, table, columns, names, name) for name, table in tables.items()}
     notes = [note for split, note in source.notes.items() if split in ("", *tables)]
     notes.append(f"columns read: text {columns.text!r}, pair {columns.pair!r}, label {columns.label!r}")
+    notes += [f"split {name!r} left out: its labels are hidden (all are -1 or empty)" for name in hidden]
+    if task == "multiple_choice" and QUESTION in base.columns and columns.text != QUESTION:
+        notes.append(f"the text of {QUESTION!r} is read before each choice")
     return Dataset(source.name, task, names, examples, source.metric, data, tuple(notes))
 
 
@@ -186,6 +205,19 @@ def available_splits(data: str | Path) -> tuple[str, ...]:
         Names in the order of the source; ("train",) for a single file.
     """
     return _open(data).available
+
+
+def read_split(data: str | Path, split: str) -> Table:
+    """One split as it stands, with all its columns.
+
+    Args:
+        data: as in `load_dataset`.
+        split: its name.
+    Raises:
+        DataError: there is no such split, or it cannot be read.
+    """
+    source = _open(data)
+    return source.read(*_wanted(source, [split], str(data)))
 
 
 def check_trainable(dataset: Dataset, split: str) -> None:
@@ -277,12 +309,22 @@ def _open_hub(data: str) -> _Source:
             rows = datasets.load_dataset(name, config or None, split=split)
         except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
             raise DataError(_no_hub(data, error)) from error
-        plain = {n: f for n, f in rows.features.items() if isinstance(f, (datasets.Value, datasets.ClassLabel))}
-        classes = {n: tuple(f.names) for n, f in plain.items() if isinstance(f, datasets.ClassLabel)}
+        plain = {n: f for n, f in rows.features.items() if _is_plain(f)}
+        inner = {n: f.feature if isinstance(f, datasets.List) else f for n, f in plain.items()}
+        classes = {n: tuple(f.names) for n, f in inner.items() if isinstance(f, datasets.ClassLabel)}
         content = rows.select_columns([n for n in plain if n != "id"]).to_list()  # row numbers are the ids here
         return Table(f"{data}[{split}]", tuple(n for n in plain if n != "id"), content, class_names=classes)
 
     return _Source(name, available, read)
+
+
+def _is_plain(feature: object) -> bool:
+    """Whether a feature of a hub set holds texts, numbers and classes, or lists and mappings of these."""
+    if isinstance(feature, dict):
+        return all(map(_is_plain, feature.values()))
+    if isinstance(feature, datasets.List):
+        return _is_plain(feature.feature)
+    return isinstance(feature, (datasets.Value, datasets.ClassLabel))
 
 
 def _no_hub(data: str, error: Exception) -> str:

@@ -1,21 +1,70 @@
 """Rows of tasks whose texts or labels have parts: several labels, tagged words, choices, answers in a text."""
 
+import difflib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
-from steadytune.data.examples import Columns, Examples, row_ids, row_texts
+from steadytune.data import answers
+from steadytune.data.examples import (
+    LABEL_COLUMNS,
+    PAIR_COLUMNS,
+    TEXT_COLUMNS,
+    Columns,
+    Examples,
+    choose_columns,
+    row_ids,
+    row_texts,
+)
 from steadytune.data.tables import DataError, Table, listed
 
+_WORDS, _TAGS = ("tokens", "words"), ("tags", "ner_tags")
 USUAL_COLUMNS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
-    "multi_label": {"text": ("text", "sentence"), "pair": ("text_pair",), "label": ("labels", "label")},
-    "token_classification": {"text": ("tokens", "words"), "label": ("tags", "ner_tags", "labels")},
-    "multiple_choice": {"text": ("context",), "pair": ("choices",), "label": ("label", "answer")},
-    "question_answering": {"text": ("context",), "pair": ("question",), "label": ("answers",)},
+    "multi_label": {"text": TEXT_COLUMNS, "pair": PAIR_COLUMNS, "label": LABEL_COLUMNS},
+    "token_classification": {"text": (*_WORDS, "text", "sentence"), "label": (*_TAGS, "labels")},
+    "multiple_choice": {
+        "text": ("context", "article", "premise", "text", answers.QUESTION),
+        "pair": ("choices", "options", "endings"),
+        "label": ("label", "answer", "answerKey"),
+    },
+    "question_answering": {"text": ("context", "text"), "pair": ("question",), "label": ("answers",)},
 }
 """By task, the names of the columns that are looked for."""
 
-_SEPARATOR = ";"
+REASONS: Mapping[str, str] = {
+    "token_classification": "words stand beside tags",
+    "multiple_choice": "rows hold lists of choices",
+    "question_answering": "rows hold answers and the characters at which they begin",
+    "multi_label": "labels are lists",
+}
+"""By task, what in a table without a task speaks for it."""
+
+_OUTSIDE = "O"  # the tag of a word of no entity
+
+
+def structured_task(
+    table: Table, given: tuple[str | None, str | None, str | None]
+) -> Literal["token_classification", "multi_label", "multiple_choice", "question_answering"] | None:
+    """The task that the parts of cells stand for: see `REASONS`; None if there are none.
+
+    Args:
+        table: as read.
+        given: names of the columns of text, pair and label.
+    """
+
+    def lists(name: str | None, usual: Sequence[str]) -> bool:
+        cells = [[row.get(one) for row in table.rows] for one in ((name,) if name else usual)]
+        return any({list} <= {type(cell) for cell in column} <= {list, type(None)} for column in cells)
+
+    if lists(given[0], _WORDS) and lists(given[2], _TAGS):
+        return "token_classification"
+    if lists(given[1], USUAL_COLUMNS["multiple_choice"]["pair"]):
+        return "multiple_choice"
+    found = [row.get(given[2] or "answers") for row in table.rows]
+    if (given[1] or answers.QUESTION) in table.columns and all(map(answers.are_places, found)):
+        return "question_answering"
+    return "multi_label" if lists(given[2], LABEL_COLUMNS) else None
 
 
 def structured_columns(
@@ -31,24 +80,41 @@ def structured_columns(
     Raises:
         DataError: a column is missing.
     """
+    if task == "multi_label":
+        return _tagged_columns(table, given, require_labels) or choose_columns(table, False, given, require_labels)
     usual = USUAL_COLUMNS[task]
 
     def find(role: str, name: str | None) -> str | None:
         candidates = (name,) if name else usual.get(role, ())
         found = next((one for one in candidates if one in table.columns), None)
-        optional = (role == "label" and not require_labels and not name) or (task == "multi_label" and role == "pair")
-        if found is None and candidates and not (optional and not name):
+        optional = role == "label" and not require_labels and not name
+        if found is None and candidates and not optional:
             raise DataError(
                 f"{table.where} has no column {listed(candidates)} for the {role} of a {task} task; its columns are "
                 f"{listed(table.columns)}: name it with --{role}-column."
             )
         return found if require_labels or role != "label" or name else None
 
-    if task == "multi_label" and "tags" in table.columns and given[0] is None and "tokens" in table.columns:
-        return Columns("tokens", None, "tags" if require_labels or given[2] else None)
     text = find("text", given[0])
     assert text is not None
     return Columns(text, find("pair", given[1]), find("label", given[2]))
+
+
+def _tagged_columns(
+    table: Table, given: tuple[str | None, str | None, str | None], require_labels: bool
+) -> Columns | None:
+    """Tagged words, as texts whose labels are the kinds of entity that occur in them."""
+    words, tags = (next((name for name in usual if name in table.columns), None) for usual in (_WORDS, _TAGS))
+    beside = any(name.strip().lower() in TEXT_COLUMNS for name in table.columns)
+    if given[0] or words is None or given[2] not in (None, *_TAGS) or (tags is None and beside):
+        return None
+    label = given[2] or (tags if require_labels else None)
+    return Columns(words, None, label) if label or not require_labels else None
+
+
+def _of_kinds(columns: Columns) -> bool:
+    """Whether the labels of a text are the kinds of entity that its words are tagged with."""
+    return columns.text in _WORDS and columns.label in _TAGS
 
 
 def structured_names(task: str, table: Table, columns: Columns, given: Sequence[str] | None) -> tuple[str, ...]:
@@ -59,18 +125,31 @@ def structured_names(task: str, table: Table, columns: Columns, given: Sequence[
         table: the split that says so.
         columns: as chosen.
         given: of a trained model.
+    Raises:
+        DataError: no row has a label, or two names are equal.
     """
     if task in ("multiple_choice", "question_answering"):
         return ()
-    if given is not None:
-        return tuple(given)
-    named = table.class_names.get(columns.label or "", ())
-    if columns.label is not None and not named:
-        found = {name for index in range(len(table.rows)) for name in _strings(table, index, columns.label)}
-        named = (*sorted(found & {"O"}), *sorted(found - {"O"}))
-    if task == "multi_label" and columns.label == "tags":  # which kinds of entity occur
-        return tuple(dict.fromkeys(name[2:] for name in named if name[1:2] == "-"))
+    if given is not None or columns.label is None:
+        return tuple(given or ())
+    reading = _TAG if task == "token_classification" or _of_kinds(columns) else _LABEL
+    named = table.class_names.get(columns.label, ())
+    if not named:
+        found = {name for index in range(len(table.rows)) for name in _strings(table, index, columns.label, reading)}
+        whole = all(name.isdecimal() for name in found)
+        named = tuple(sorted(found, key=lambda name: (name != _OUTSIDE, int(name) if whole else 0, name)))
+    if task == "multi_label" and _of_kinds(columns):
+        named = tuple(dict.fromkeys(_kinds(named)))
+    if not named:
+        raise DataError(f"{table.where}: no row has a label in {columns.label!r}; training needs at least one.")
+    if len(set(named)) < len(named):
+        raise DataError(f"{table.where}: label_names must be distinct; got {listed(named)}.")
     return named
+
+
+def _kinds(tags: Sequence[str]) -> list[str]:
+    """The kinds of entity that tags like "B-person" name."""
+    return [tag[2:] for tag in tags if tag[1:2] == "-"]
 
 
 def structured_examples(task: str, table: Table, columns: Columns, names: tuple[str, ...], split: str) -> Examples:
@@ -92,133 +171,104 @@ def structured_examples(task: str, table: Table, columns: Columns, names: tuple[
 
 
 def _multi_label(table: Table, columns: Columns, names: tuple[str, ...], ids: tuple[str, ...]) -> Examples:
-    index_of = {name: index for index, name in enumerate(names)}
-    of_tags = columns.text == "tokens" and columns.label in ("tags", None)
-    texts: tuple[str, ...]
-    if of_tags:
+    if columns.text in _WORDS:
         texts = tuple(" ".join(_words(table, index, columns.text)) for index in range(len(ids)))
     else:
         texts = row_texts(table, columns.text)
     labels = None
     if columns.label is not None:
-        found = []
+        of_kinds, index_of, found = _of_kinds(columns), {name: place for place, name in enumerate(names)}, []
         for index in range(len(ids)):
-            own = _strings(table, index, columns.label)
-            if of_tags:
-                own = [name[2:] for name in own if name[1:2] == "-"]
-            for name in own:
-                if name not in index_of:
-                    raise DataError(f"{table.at(index)}: unknown label {name!r}; the classes are {listed(names)}.")
-            found.append(tuple(sorted({index_of[name] for name in own})))
+            own = _strings(table, index, columns.label, _TAG if of_kinds else _LABEL)
+            own = _kinds(own) if of_kinds else own
+            found.append(tuple(sorted(set(_indices(table, index, own, index_of, "label", "classes")))))
         labels = tuple(found)
     return Examples(ids, texts, row_texts(table, columns.pair) if columns.pair else None, labels)
 
 
 def _token_classification(table: Table, columns: Columns, names: tuple[str, ...], ids: tuple[str, ...]) -> Examples:
-    index_of = {name: index for index, name in enumerate(names)}
     words = tuple(_words(table, index, columns.text) for index in range(len(ids)))
     if columns.label is None:
         return Examples(ids, words)
-    tags = []
+    index_of, tags = {name: place for place, name in enumerate(names)}, []
     for index, own in enumerate(words):
-        found = _strings(table, index, columns.label)
+        found = _strings(table, index, columns.label, _TAG)
         if len(found) != len(own):
             raise DataError(
                 f"{table.at(index)} has {len(own)} words in {columns.text!r} and {len(found)} tags in "
                 f"{columns.label!r}; give one tag per word."
             )
-        for name in found:
-            if name not in index_of:
-                raise DataError(f"{table.at(index)}: unknown tag {name!r}; the tags are {listed(names)}.")
-        tags.append(tuple(index_of[name] for name in found))
+        tags.append(tuple(_indices(table, index, found, index_of, "tag", "tags")))
     return Examples(ids, words, None, tuple(tags))
 
 
-def _multiple_choice(table: Table, columns: Columns, names: tuple[str, ...], ids: tuple[str, ...]) -> Examples:
-    assert columns.pair is not None
-    choices = []
-    for index, row in enumerate(table.rows):
-        given = _list(table, index, columns.pair)
-        if len(given) < 2 or not all(isinstance(choice, str) for choice in given):
-            raise DataError(f"{table.at(index)}: {columns.pair!r} must be a list of two texts or more.")
-        question = row.get("question") or ""
-        choices.append(tuple(f"{question} {choice}".strip() for choice in given))
-    labels = None
-    if columns.label is not None:
-        for index, row in enumerate(table.rows):
-            label = row.get(columns.label)
-            if type(label) is not int or not 0 <= label < len(choices[index]):
-                raise DataError(
-                    f"{table.at(index)}: the label in {columns.label!r} must be an integer from 0 to "
-                    f"{len(choices[index]) - 1}, the index of a choice; got {label!r:.40}."
-                )
-        labels = tuple(int(row[columns.label]) for row in table.rows)
-    return Examples(ids, row_texts(table, columns.text), tuple(choices), labels)
-
-
-def _question_answering(table: Table, columns: Columns, names: tuple[str, ...], ids: tuple[str, ...]) -> Examples:
-    assert columns.pair is not None
-    texts, questions = row_texts(table, columns.text), row_texts(table, columns.pair)
-    if columns.label is None:
-        return Examples(ids, texts, questions)
-    labels = []
-    for index, row in enumerate(table.rows):
-        answers = row.get(columns.label)
-        if not isinstance(answers, Mapping) or not {"text", "answer_start"} <= answers.keys():
-            raise DataError(
-                f"{table.at(index)}: {columns.label!r} must hold 'text' and 'answer_start', two lists of equal length."
-            )
-        own = list(zip(answers["text"], answers["answer_start"], strict=False))
-        if len(own) != len(answers["text"]) or len(own) != len(answers["answer_start"]):
-            raise DataError(f"{table.at(index)}: 'text' and 'answer_start' in {columns.label!r} differ in length.")
-        for text, start in own:
-            if not text or texts[index][start : start + len(text)] != text:
-                raise DataError(
-                    f"{table.at(index)}: the answer {text!r:.40} does not stand at character {start} of the text; "
-                    "write no answer as two empty lists."
-                )
-        labels.append(tuple((str(text), int(start)) for text, start in own))
-    return Examples(ids, texts, questions, tuple(labels))
+def _indices(
+    table: Table, index: int, found: Sequence[str], index_of: Mapping[str, int], one: str, several: str
+) -> list[int]:
+    """The places of the labels of one row in the list of names."""
+    for name in found:
+        if name not in index_of:
+            near = difflib.get_close_matches(name, index_of, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"the {several} are {listed(index_of)}."
+            raise DataError(f"{table.at(index)}: unknown {one} {name!r}; {hint}")
+    return [index_of[name] for name in found]
 
 
 _READERS: Mapping[str, Callable[[Table, Columns, tuple[str, ...], tuple[str, ...]], Examples]] = {
     "multi_label": _multi_label,
     "token_classification": _token_classification,
-    "multiple_choice": _multiple_choice,
-    "question_answering": _question_answering,
+    "multiple_choice": answers.multiple_choice,
+    "question_answering": answers.question_answering,
 }
 
 
-def _list(table: Table, index: int, column: str) -> list[Any]:
-    """The list in one cell; in a table of strings it is JSON, or its parts are separated by semicolons."""
+@dataclass(frozen=True)
+class _Reading:
+    """How the parts of one cell of a CSV or TSV file are written, other than as a list in JSON."""
+
+    separator: str | None
+    words: str
+    may_begin_with_bracket: bool = False
+
+
+_LABEL = _Reading(";", "a list in JSON, or separated by semicolons")
+_TAG = _Reading(None, "a list in JSON, or separated by white space")
+_WORD = _Reading(None, "a list in JSON, or separated by white space", may_begin_with_bracket=True)
+
+
+def _list(table: Table, index: int, column: str, reading: _Reading) -> list[Any]:
+    """The list in one cell; in a table of strings it is JSON, or its parts stand one after the other."""
     value = table.rows[index].get(column)
     if isinstance(value, str):
+        parts = [part.strip() for part in value.split(reading.separator) if part.strip()]
         try:
-            value = json.loads(value) if value.lstrip().startswith("[") else None
+            value = json.loads(value) if value.lstrip().startswith("[") else parts
         except ValueError:
-            value = None
-        if value is None:
-            parts = str(table.rows[index][column]).split(_SEPARATOR)
-            value = [part.strip() for part in parts if part.strip()]
+            if not reading.may_begin_with_bracket:
+                raise DataError(
+                    f"{table.at(index)}: {column!r} begins like a list and is none; write {reading.words}; got "
+                    f"{value!r:.40}."
+                ) from None
+            value = parts
     if not isinstance(value, list):
         raise DataError(f"{table.at(index)}: {column!r} must be a list; got {value!r:.40}.")
     return value
 
 
 def _words(table: Table, index: int, column: str) -> tuple[str, ...]:
-    words = _list(table, index, column)
+    words = _list(table, index, column, _WORD)
     if not words or not all(isinstance(word, str) for word in words):
         raise DataError(f"{table.at(index)}: {column!r} must be a list of words, at least one.")
     return tuple(words)
 
 
-def _strings(table: Table, index: int, column: str) -> list[str]:
+def _strings(table: Table, index: int, column: str, reading: _Reading) -> list[str]:
     """The labels of one row by name."""
     named = table.class_names.get(column)
     found = []
-    for value in _list(table, index, column):
-        if named is None and isinstance(value, str | int):
-            found.append(str(value))
+    for value in _list(table, index, column, reading):
+        if named is None and (isinstance(value, str) or type(value) is int) and str(value).strip():
+            found.append(str(value).strip())
         elif named is not None and type(value) is int and 0 <= value < len(named):
             found.append(named[value])
         else:

@@ -11,7 +11,7 @@ from steadytune.encoders.families import (
 )
 from steadytune.encoders.passes import PassOutput, PassRunner, VectorSource, ambient_autocast
 from steadytune.encoders.randomness import RandomState, borrowed_stream
-from steadytune.encoders.sites import Edits, Recording, Sites
+from steadytune.encoders.sites import Edits, Recording, Sites, states_at
 from steadytune.encoders.stability import stability_curve
 
 __all__ = [
@@ -32,4 +32,5 @@ __all__ = [
     "checkpointing",
     "describe",
     "stability_curve",
+    "states_at",
 ]

@@ -46,6 +46,7 @@ class Family:
         longest: most tokens that its positions reach; None if they set no limit.
         dropout: names of the configuration values for each kind: "hidden", "attention", "head"; a kind without a name,
             or whose value is unset, follows "hidden".
+        head_dropout: by the end of a model's class name, the configuration value for a head with one of its own.
     """
 
     name: str
@@ -68,6 +69,7 @@ class Family:
             "head": ("classifier_dropout",),
         }
     )
+    head_dropout: dict[str, str] = field(default_factory=dict)
 
 
 def _after_padding(config: Any) -> int:
@@ -85,7 +87,7 @@ FAMILIES: dict[str, Family] = {
         _bert_like("bert"),
         replace(_bert_like("roberta"), longest=_after_padding),
         replace(_bert_like("xlm-roberta"), longest=_after_padding),
-        _bert_like("electra"),
+        replace(_bert_like("electra"), head_dropout={"ForMultipleChoice": "summary_last_dropout"}),
         Family(
             name="distilbert",
             layers="transformer.layer",
@@ -95,6 +97,7 @@ FAMILIES: dict[str, Family] = {
                 "attention": ("attention_dropout",),
                 "head": ("seq_classif_dropout",),
             },
+            head_dropout={"ForQuestionAnswering": "qa_dropout"},
         ),
         Family(
             name="albert",  # few layer groups, called many times
@@ -195,8 +198,9 @@ def dropout_settings(config: Any, *, hidden: float | None = None, attention: flo
 
     Source: the released HyPe code switches `hidden_dropout_prob` off, which covers the head.
     """
-    names = family_of(config).dropout
-    wanted = {name: hidden for kind in ("hidden", "head") for name in names[kind] if hidden is not None}
+    family = family_of(config)
+    names, heads = family.dropout, (*family.dropout["head"], *family.head_dropout.values())
+    wanted = {} if hidden is None else dict.fromkeys((*names["hidden"], *heads), hidden)
     if attention is not None:
         if not names["attention"]:
             raise DropoutUnavailable(f"{config.model_type} has no dropout.attention of its own; set dropout.hidden.")
@@ -222,6 +226,7 @@ class Anatomy:
         first_resume: lowest layer at which a pass may be resumed.
         sentence_token: position of the token that the head reads.
         dropout: probability by kind ("hidden", "attention", "head"), the largest where a kind has several.
+        reads_tokens: the head maps every token to labels, not one vector per text.
     """
 
     family: Family
@@ -237,6 +242,7 @@ class Anatomy:
     first_resume: int
     sentence_token: int
     dropout: dict[str, float]
+    reads_tokens: bool
 
     @property
     def pooler(self) -> nn.Module | None:
@@ -291,7 +297,9 @@ class Anatomy:
             "attention": self.attention_obstacle(),
             "inside": self.inside_seam,
             "mask": "" if self.family.batch_first else "its layers take a mask of another form",
-            "pooled": "" if self.label_linear is not None else "the model has no linear map to labels",
+            "pooled": "its head reads every token, not one vector per text"
+            if self.reads_tokens
+            else ("" if self.label_linear is not None else "the model has no linear map to labels"),
             "weights": "gradient checkpointing would compute its layers again with other weights; switch it off"
             if checkpointing(self.base)
             else "",
@@ -316,7 +324,9 @@ def describe(model: nn.Module) -> Anatomy:
     layers = tuple(base.get_submodule(family.layers))
     encoder = set(base.modules())  # its own maps may be as wide as the labels, and be registered last
     heads = [m for m in inner.modules() if isinstance(m, nn.Linear) and m not in encoder]
-    linears = [m for m in heads if m.out_features == config.num_labels]
+    kind = type(inner).__name__
+    outputs = 1 if kind.endswith("ForMultipleChoice") else config.num_labels  # one for each choice, whatever it says
+    linears = [m for m in heads if m.out_features == outputs]
     return Anatomy(
         family=family,
         base=base,
@@ -330,7 +340,8 @@ def describe(model: nn.Module) -> Anatomy:
         inside_seam="" if family.passes_keywords else "no per-pass value reaches the inside of its layers",
         first_resume=1 if family.mixes_after_first(config) else 0,
         sentence_token=family.sentence_token(config),
-        dropout=_dropout_rates(config, family),
+        dropout=_dropout_rates(config, family, kind),
+        reads_tokens="ForQuestionAnswering" in kind or kind.endswith("ForTokenClassification"),
     )
 
 
@@ -348,15 +359,17 @@ def checkpointing(model: nn.Module) -> Literal["", "reentrant", "non-reentrant"]
     return ""
 
 
-def _dropout_rates(config: Any, family: Family) -> dict[str, float]:
+def _dropout_rates(config: Any, family: Family, model: str) -> dict[str, float]:
     """Probability by kind; a kind without a value of its own, or with an unset one, follows "hidden"."""
+    own = [name for ending, name in family.head_dropout.items() if model.endswith(ending)]
+    kinds = {**family.dropout, "head": tuple(own) or family.dropout["head"]}
     hidden = max(float(getattr(config, name)) for name in family.dropout["hidden"])
 
     def rate(name: str) -> float:
         value = getattr(config, name, None)
         return hidden if value is None else float(value)
 
-    return {kind: max(map(rate, names), default=hidden) for kind, names in family.dropout.items()}
+    return {kind: max(map(rate, names), default=hidden) for kind, names in kinds.items()}
 
 
 def batch_first(states: Tensor, family: Family) -> Tensor:

@@ -290,10 +290,7 @@ class Sites:
         if (now := self._active) is None:
             return None
         now.record.last = output[0]
-        if now.head_reads is None:
-            return None
-        read = output[0][now.head_reads][None]
-        return (read, *output[1:]) if isinstance(output, tuple) else replace(output, last_hidden_state=read)
+        return None if now.head_reads is None else states_at(output, now.head_reads)
 
     def _enter_label_linear(self, module: nn.Module, args: Any) -> tuple[Any, ...] | None:
         if (now := self._active) is None:
@@ -316,6 +313,17 @@ def _masked(
     for edit in edits:
         mask = edit(index, mask)
     return ((args[0], mask, *args[2:]), kwargs) if len(args) > 1 else (args, {**kwargs, "attention_mask": mask})
+
+
+def states_at(output: Any, places: Tensor) -> Any:
+    """What an encoder returns, its last states narrowed to some places, as one row.
+
+    Args:
+        output: a tuple that starts with the states, or an object with `last_hidden_state`.
+        places: (batch, tokens), true where a state stays.
+    """
+    read = output[0][places][None]
+    return (read, *output[1:]) if isinstance(output, tuple) else replace(output, last_hidden_state=read)
 
 
 def first_tensor(output: Any) -> Tensor:

@@ -201,7 +201,8 @@ class ASA(Method):
         if not isinstance(state, Adversaries):
             return rate.new_zeros(())
         each = self.temperature**2 * state.log_multiplier.exp()
-        price = (kept * (each / free.clamp(min=1) if self.parameterization == "normalized" else each)).mean()
+        prices = kept * (each / free.clamp(min=1) if self.parameterization == "normalized" else each)
+        price = prices.mean() if (shares := step.text_shares) is None else (shares * prices).sum()
         step.report("price", price)
         if self.target_mask_fraction is not None and not step.rehearsal:
             state.log_multiplier.add_(_STEERING * (1 - step.over_processes(rate) - self.target_mask_fraction))

@@ -184,6 +184,14 @@ class Step(Protocol):
         ...
 
     @property
+    def text_shares(self) -> Float[Tensor, " batch"] | None:
+        """Share of each text in the mean of the label loss, for terms that are means over texts.
+
+        None where all count alike; where words are labelled, a text counts by their number.
+        """
+        ...
+
+    @property
     def inputs(self) -> Mapping[str, Tensor]:
         """The model's inputs without the labels; not to be changed."""
         ...

@@ -70,6 +70,7 @@ def squared_distance(
     counted: Bool[Tensor, "batch tokens"],
     *,
     relative: bool,
+    shares: Float[Tensor, " batch"] | None = None,
 ) -> Float[Tensor, ""]:
     """‖h̃ − h‖² of one layer: sum over the dimension, mean over the counted tokens, then over the examples.
 
@@ -78,6 +79,7 @@ def squared_distance(
         clean: states of the pass without.
         counted: which tokens count; an example without any adds 0.
         relative: in units of ‖h‖², which carries no gradient.
+        shares: of each example in the mean; the same of all if not given.
     Returns:
         Scalar, float32 or wider, differentiable in both.
 
@@ -89,7 +91,8 @@ def squared_distance(
     if relative:
         distance = distance / clean.detach().square().sum(dim=-1).clamp(min=torch.finfo(dtype).tiny)
     distance = torch.where(counted, distance, 0.0)  # not a product: what overflows on padding is not to become NaN
-    return (distance.sum(dim=1) / counted.sum(dim=1).clamp(min=1)).mean()
+    per_example = distance.sum(dim=1) / counted.sum(dim=1).clamp(min=1)
+    return per_example.mean() if shares is None else (shares * per_example).sum()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,14 +190,14 @@ class LNSR(Method):
             counted = torch.zeros_like(real)
             counted[:, clean.sentence_token] = True
         layers = self.layers or tuple(range(self.injection_layer + 1, step.anatomy.depth + 1))
-        distances = []
+        distances, shares = [], step.text_shares
         for layer in layers:
             one, two = noisy.hidden[layer], clean.hidden[layer]
-            ratio = squared_distance(one, two, counted, relative=True)
+            ratio = squared_distance(one, two, counted, relative=True, shares=shares)
             step.report(f"relative_distance_layer_{layer}", ratio.detach().sqrt())
-            distances.append(
-                ratio if self.normalize else squared_distance(one, two, counted, relative=False) / one.shape[-1]
-            )
+            if not self.normalize:
+                ratio = squared_distance(one, two, counted, relative=False, shares=shares) / one.shape[-1]
+            distances.append(ratio)
         return torch.stack(distances).mean()
 
     def _check_precision(self, step: Step, states: Tensor, noise: Tensor) -> None:

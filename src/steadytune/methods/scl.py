@@ -35,8 +35,8 @@ class SCL(Method):
         """
         if not context.task.has_classes:
             raise MethodError(
-                f"scl cannot act on a {context.task.name} task: it pairs examples of equal class, and "
-                "equal numbers are no class."
+                f"scl cannot act on a {context.task.name} task: it pairs examples of equal class, and here an "
+                "example does not have one class."
             )
         if not context.trainable:
             raise MethodError("scl cannot act on a frozen encoder: its term trains only what lies below the head.")

@@ -58,8 +58,9 @@ class StepOutput(ModelOutput):
 
     Attributes:
         loss: total, to be back-propagated; under `num_items_in_batch` the share of this batch in its group.
-        logits: scores of the clean pass, or of the first pass with a label loss where there is no clean one; without a
-            graph if a method has back-propagated that pass already.
+        logits: scores of the clean pass, or of the first pass with a label loss where there is no clean one; one row per
+            item of the task's loss (a text, a tagged word, all starts and then all ends of answers); without a graph if
+            a method has back-propagated that pass already.
         task_loss: mean label loss of this batch, without gradient.
         terms: unweighted value of each method's term, by key, without gradient.
         passes: what the step computed.
@@ -152,10 +153,10 @@ class TrainingStep:
     @functools.cached_property
     def inputs(self) -> Mapping[str, Any]:
         """The batch as the encoder reads it: one sequence per row, also where the model takes several choices."""
-        ids = self.batch.get("input_ids")
-        if not isinstance(ids, Tensor) or ids.ndim < 3:
+        ids, embeds = self.batch.get("input_ids"), self.batch.get("inputs_embeds")
+        if (ids is None or ids.ndim < 3) and (embeds is None or embeds.ndim < 4):
             return self.batch
-        return {name: v.flatten(0, 1) if isinstance(v, Tensor) and v.ndim == 3 else v for name, v in self.batch.items()}
+        return {name: v.flatten(0, 1) if isinstance(v, Tensor) and v.ndim > 2 else v for name, v in self.batch.items()}
 
     @property
     def text_shares(self) -> Tensor | None:

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from steadytune.methods import METHODS, Method, method_class
 
 _HERE = files("steadytune.recipes")
-_FOLDERS = ((_HERE, ""), (_HERE / "paper", "paper/"))
+_FOLDERS = ((_HERE, ""), (_HERE / "paper", "paper/"), (_HERE / "pretrain", "pretrain/"))
 Model = TypeVar("Model", bound=BaseModel)
 
 
@@ -89,7 +89,7 @@ class Recipe(BaseModel):
 
 
 def bundled_recipes() -> Iterator[Recipe]:
-    """The bundled recipes, the papers' own under "paper/"."""
+    """The bundled recipes, the papers' own under "paper/", those for pre-training under "pretrain/"."""
     for folder, prefix in _FOLDERS:
         for entry in sorted(folder.iterdir(), key=lambda item: item.name):
             if entry.name.endswith(".yaml"):

@@ -249,11 +249,22 @@ def save_run(config: RunConfig, path: str | Path) -> None:
         config: the run.
         path: where to.
     """
+    save_yaml(config, path, "train")
+
+
+def save_yaml(config: BaseModel, path: str | Path, command: str) -> None:
+    """Write the settings of a command as YAML, aside and renamed into place.
+
+    Args:
+        config: the settings.
+        path: where to.
+        command: that repeats them.
+    """
     text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
     place = Path(path)
     aside = place.with_name(f".{place.name}.{os.getpid()}")
     try:
-        aside.write_text(f"# Repeat this run: steadytune train --config {place.name} --output DIR\n{text}", "utf-8")
+        aside.write_text(f"# Repeat this run: steadytune {command} --config {place.name} --output DIR\n{text}", "utf-8")
         os.replace(aside, place)
     finally:
         aside.unlink(missing_ok=True)

@@ -29,6 +29,58 @@ class Cost(BaseModel):
     peak_memory_bytes: int
 
 
+class GroupScores(BaseModel):
+    """How some rows of a robustness set were answered.
+
+    Attributes:
+        column: by which rows are told apart.
+        name: its value in these rows.
+        rows: how many.
+        accuracy: share answered rightly; 1 minus it is a CheckList failure rate.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    column: str
+    name: str
+    rows: int
+    accuracy: float
+
+
+class RobustnessScores(BaseModel):
+    """How a trained model answered a robustness set; nothing is chosen by it.
+
+    Attributes:
+        rows: that were scored.
+        left_out: rows with a label that the model has no class for.
+        accuracy: share answered rightly.
+        own_accuracy: on the run's own rows, with classes merged as for the set; null if it was not scored on them.
+        majority: share of the most frequent label, which a constant answer scores.
+        groups: parts of the rows, by column and value.
+        sets: number of contrast sets, or of originals with all their revisions; null where rows stand alone.
+        consistency: share of these with every row answered rightly.
+        met: rows that stand among the training rows, but for case and white space.
+        fingerprint: SHA-256 of the rows.
+        notes: what was matched, merged, left out or noticed.
+
+    Source: Gardner et al. 2020, §2.3, for consistency; Ribeiro et al. 2020, §2, for failure rates.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    rows: int
+    left_out: int = 0
+    accuracy: float
+    own_accuracy: float | None = None
+    majority: float
+    groups: list[GroupScores] = []
+    sets: int | None = None
+    consistency: float | None = None
+    met: int = 0
+    fingerprint: str
+    notes: list[str] = []
+
+
 class RunRecord(BaseModel):
     """A finished or failed run; enough to remake every number of a report.
 
@@ -58,6 +110,7 @@ class RunRecord(BaseModel):
         versions: of Python and the packages that matter.
         hardware: processor, threads, accelerator.
         cell: its place in a study: task, protocol, recipe, seed, budget, role; null for a single run.
+        robustness: scores on further sets, by their names; empty if none were asked for, or if training diverged.
         commit: of the working tree that steadytune ran from, and whether it was changed; null for an installed package.
     """
 
@@ -89,3 +142,4 @@ class RunRecord(BaseModel):
     hardware: dict[str, str | int]
     commit: str | None = None
     cell: dict[str, str | int] | None = None
+    robustness: dict[str, RobustnessScores] = {}

@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-
-from steadytune.records.record import RunRecord
+from pydantic import BaseModel
 
 
 def config_hash(*parts: Mapping[str, Any]) -> str:
@@ -53,7 +52,7 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
         aside.write_text(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
 
 
-def write_record(path: Path, record: RunRecord) -> None:
+def write_record(path: Path, record: BaseModel) -> None:
     """Write a record; a value that is not a finite number becomes null.
 
     Args:

@@ -10,6 +10,7 @@ from markupsafe import Markup
 from steadytune.records.store import written_aside
 from steadytune.reports.page import Section
 from steadytune.reports.sections.origin import data_section, origin_section
+from steadytune.reports.sections.robustness import robustness_section
 from steadytune.reports.sections.rows import calibration_section, errors_section
 from steadytune.reports.sections.scores import cost_section, differences_section, seed_sheet, seeds_section
 from steadytune.reports.sections.training import curves_section, layers_section, telemetry_section, vectors_section
@@ -22,11 +23,14 @@ _TABLES = (
     "calibration",
     "confusions",
     "cost",
+    "failures",
     "fingerprints",
     "flips",
     "gain",
+    "groups",
     "lost",
     "overview",
+    "robustness",
     "seeds",
     "software",
     "trials",
@@ -58,7 +62,7 @@ def write_report(folder: Path, *, publish: bool = False) -> Path:
             else:
                 path.unlink(missing_ok=True)  # of an earlier report: what it said is no longer so
     page = folder / ("published.html" if publish else "report.html")
-    _write(page, _page(study, sections, publish))
+    _write(page, rendered("report.html.j2", study=study, sections=sections, publish=publish))
     return page
 
 
@@ -69,11 +73,12 @@ def report_sections(study: Study, *, publish: bool = False) -> list[Section]:
         study: what to read.
         publish: see `write_report`.
     """
-    layers = layers_section(study, publish=publish)
+    layers, robustness = layers_section(study, publish=publish), robustness_section(study)
     return [
         verdict_section(study),
         seeds_section(study),
         differences_section(study),
+        *([] if robustness is None else [robustness]),
         cost_section(study),
         curves_section(study),
         telemetry_section(study),
@@ -86,7 +91,13 @@ def report_sections(study: Study, *, publish: bool = False) -> list[Section]:
     ]
 
 
-def _page(study: Study, sections: list[Section], publish: bool) -> str:
+def rendered(template: str, **values: object) -> str:
+    """A page.
+
+    Args:
+        template: its name.
+        values: what the template asks for.
+    """
     room = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -96,7 +107,7 @@ def _page(study: Study, sections: list[Section], publish: bool) -> str:
     )
     room.filters["drawn"] = Markup  # figures escape their own text
     room.filters["fingerprint"] = lambda text: base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
-    return room.get_template("report.html.j2").render(study=study, sections=sections, publish=publish)
+    return room.get_template(template).render(**values)
 
 
 def _write(path: Path, text: str) -> None:

@@ -7,6 +7,7 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from steadytune.recipes import RunConfig
 from steadytune.records import RunRecord, StoreError, StudyStore, read_record
@@ -147,9 +148,15 @@ def run_cell(cell: Cell, store: StudyStore, watch: Callable[[Progress], None]) -
     except FirstRunFailed as reason:
         return failed_record(cell, str(reason))
     try:
-        layers = final and _wants_layers(cell, store)
         record = fit(
-            cell.config, work, watch=watch, export=False, pooled=final, splits=splits, start=start, layers=layers
+            cell.config,
+            work,
+            watch=watch,
+            export=False,
+            pooled=final,
+            splits=splits,
+            start=start,
+            **(_wanted_beside(cell, store) if final else {}),
         )
     except (OSError, MemoryError, RunError, StoreError):  # of the machine or the folder, which somebody can mend
         raise
@@ -161,13 +168,17 @@ def run_cell(cell: Cell, store: StudyStore, watch: Callable[[Progress], None]) -
     return record.model_copy(update={"cell": cell.place()})
 
 
-def _wants_layers(cell: Cell, store: StudyStore) -> bool:
-    """Whether the plan of the store asks for what happens inside this model; one seed tells, and others would cost."""
+def _wanted_beside(cell: Cell, store: StudyStore) -> dict[str, Any]:
+    """What the plan of the store asks of a trained model beside its scores, as arguments of `fit`.
+
+    One seed tells what happens inside the models, and others would cost.
+    """
     path = store.folder / "plan.yaml"
     if not path.exists():
-        return False
+        return {}
     plan = load_plan(path)
-    return plan.layers and cell.config.seed == plan.seed_list[0]
+    layers = plan.layers and cell.config.seed == plan.seed_list[0]
+    return {"layers": layers, "robustness": plan.robustness(cell.task)}
 
 
 def first_run(config: RunConfig, store: StudyStore, watch: Callable[[Progress], None]) -> Path:

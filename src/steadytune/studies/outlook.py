@@ -15,6 +15,7 @@ from steadytune.training.diagnosis import Trial
 from steadytune.training.fit import planned_steps
 from steadytune.training.loading import revision
 from steadytune.training.prepare import Prepared, dataset_of, methods_of, prepare, selection_of
+from steadytune.training.robustness import robustness_rows
 
 _PLAIN_UNITS = 3.0
 _OVERHEAD_SECONDS = 3.0  # of a run: loading the model, tokenizing, writing
@@ -82,6 +83,7 @@ def look_ahead(plan: Plan) -> Outlook:
                     data[task, protocol] = data_report(ready.dataset, ready.selection)
                     prints[task, protocol], texts = _rows_of_seeds(config, ready.dataset, plan.seed_list)
                     scored.setdefault(task, {}).update(texts)
+                    asked = robustness_rows(plan.robustness(task), ready.task, ready.selection.train)
                     model = model or revision(ready.source, ready.model.config)  # reads all weights: once is enough
                     plain = Trial(ready.model, (), _batch(ready, config), ready.task)
                     plain.seconds()
@@ -95,7 +97,8 @@ def look_ahead(plan: Plan) -> Outlook:
                 surveyed = max((m.rows_to_survey(len(ready.rows["train"])) for m in methods_of(config)), default=0)
                 once[place] = _PLAIN_UNITS * math.ceil(surveyed / plan.run.batch_size)
             most = max(steps[place] * units[place] + once[place] for place in places)
-            evaluated = sum(len(ready.rows[name]) for name in ("dev", "test")) / plan.run.batch_size / _PLAIN_UNITS
+            rows = sum(len(ready.rows[name]) for name in ("dev", "test")) + sum(len(one.rows) for one in asked)
+            evaluated = rows / plan.run.batch_size / _PLAIN_UNITS
             before = _steps_before(config)
             for place in places:
                 afforded = (most - once[place]) / units[place]

@@ -1,12 +1,15 @@
 """A plan: which tasks, protocols, recipes and seeds; and the cells that it stands for."""
 
+from collections.abc import Mapping
 from functools import cached_property
+from itertools import combinations
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from steadytune.data.robustness import RobustnessSet
 from steadytune.methods import METHODS
 from steadytune.methods.cards import read_card
 from steadytune.recipes import DataSettings, Recipe, RunConfig, RunSettings, load_recipe
@@ -138,7 +141,8 @@ class Plan(BaseModel):
     Attributes:
         name: of the study.
         model: "bundled", a local folder or a hub name.
-        tasks: by name, settings of `data` that name a data set.
+        tasks: by name, settings of `data` that name a data set; `robustness` lists further sets, as
+            `SOURCE:SPLIT` or as settings of a `RobustnessSet`, that every trained model is also scored on.
         protocols: by name, settings of `data` that say which rows and what is done to them; `after` holds settings of
             data on which every recipe trains first (sequential transfer).
         recipes: names, stacks or files; the first is the baseline.
@@ -194,6 +198,11 @@ class Plan(BaseModel):
                 raise ValueError(
                     f"a task's name is also that of a file, so it holds no '/' and no leading dot; got {name!r}."
                 )
+        asked = {name: _robustness(name, settings) for name, settings in self.tasks.items()}
+        rows = {name: {**settings, "robustness": None} for name, settings in self.tasks.items()}
+        for name, other in combinations(self.tasks, 2):
+            if rows[name] == rows[other] and asked[name] != asked[other]:
+                raise ValueError(f"tasks {name!r} and {other!r} share their runs; give both the same robustness sets.")
         for name, settings in self.tasks.items():
             for protocol, more in self.protocols.items():
                 if both := settings.keys() & more.keys():
@@ -247,7 +256,18 @@ class Plan(BaseModel):
         """
         where = f"task {task!r} with protocol {protocol!r}"
         rows = {name: value for name, value in self.protocols[protocol].items() if name != "after"}
-        return validated(DataSettings, {**self.tasks[task], **rows}, where)
+        named = {name: value for name, value in self.tasks[task].items() if name != "robustness"}
+        return validated(DataSettings, {**named, **rows}, where)
+
+    def robustness(self, task: str) -> list[RobustnessSet]:
+        """The sets that every model trained on a task is also scored on; they choose nothing.
+
+        Args:
+            task: its name in the plan.
+        Raises:
+            RecipeError: one cannot be read.
+        """
+        return _robustness(task, self.tasks[task])
 
     def after(self, protocol: str) -> DataSettings | None:
         """The rows on which every recipe trains first under a protocol, if it says so.
@@ -304,6 +324,23 @@ class Plan(BaseModel):
                             )
                             cells.append(cell)
         return cells
+
+
+def _robustness(task: str, settings: Mapping[str, Any]) -> list[RobustnessSet]:
+    """The robustness sets that the settings of a task ask for; tables among them are read like its own."""
+    given = settings.get("robustness") or []
+    if not isinstance(given, list) or not all(isinstance(one, str | dict) for one in given):
+        raise PlanError(
+            f"robustness of task {task!r} must be a list of SOURCE:SPLIT, or of mappings with a source; "
+            f"got {given!r:.80}."
+        )
+    columns = {name: settings.get(name) for name in ("text_column", "pair_column", "label_column")}
+    found = []
+    for index, one in enumerate(given):
+        where = f"robustness[{index}] of task {task!r}"
+        entry = RobustnessSet.parse(one) if isinstance(one, str) else validated(RobustnessSet, one, where)
+        found.append(entry.like(columns))
+    return found
 
 
 def controls_of(recipe: Recipe) -> list[str]:

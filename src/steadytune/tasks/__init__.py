@@ -3,6 +3,7 @@
 from steadytune.tasks.classification import Classification
 from steadytune.tasks.features import Encoded, TaskError, encode_texts
 from steadytune.tasks.infer import infer_task, task_of
+from steadytune.tasks.masked_lm import MaskedLM
 from steadytune.tasks.multi_label import MultiLabel
 from steadytune.tasks.multiple_choice import MultipleChoice
 from steadytune.tasks.question_answering import QuestionAnswering
@@ -14,6 +15,7 @@ __all__ = [
     "Classification",
     "Encoded",
     "Items",
+    "MaskedLM",
     "MultiLabel",
     "MultipleChoice",
     "QuestionAnswering",

@@ -8,7 +8,7 @@ from torch.utils.data import Dataset as TorchDataset
 from transformers import PreTrainedTokenizerBase
 from typing_extensions import Protocol
 
-_TOKENIZED_AT_ONCE = 1000  # bounds the memory that the tokenizer's own records take
+TOKENIZED_AT_ONCE = 1000  # bounds the memory that the tokenizer's own records take
 
 
 class TaskError(ValueError):
@@ -117,25 +117,60 @@ def encode_texts(
             read; or a row gives no token at all.
     """
     check_length(tokenizer, max_length, pair=rows.pairs is not None)
+    tokens = tokenized(tokenizer, rows.texts, rows.pairs, max_length, truncation=True)
+    check_tokens(rows.ids, tokens.input_ids)
+    return Encoded(rows.ids, tokens.input_ids, tokens.token_type_ids, rows.labels, sum(tokens.cut), targets)
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Texts as tokens.
+
+    Attributes:
+        input_ids: of each text or pair.
+        token_type_ids: segment of each token, if the tokenizer tells segments apart.
+        cut: which lost tokens to the maximum length.
+    """
+
+    input_ids: list[list[int]]
+    token_type_ids: list[list[int]] | None
+    cut: list[bool]
+
+
+def tokenized(
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[str],
+    pairs: Sequence[str] | None,
+    max_length: int,
+    *,
+    truncation: bool | str,
+) -> Tokens:
+    """Texts or pairs of them as tokens, a thousand at a time.
+
+    Args:
+        tokenizer: fast or slow.
+        texts: first texts.
+        pairs: second texts, if there are any.
+        max_length: tokens of each, special tokens included.
+        truncation: what is cut, in the words of the tokenizer.
+    """
     input_ids: list[list[int]] = []
-    token_type_ids: list[list[int]] = []
-    truncated_rows = 0
-    for start in range(0, len(rows.ids), _TOKENIZED_AT_ONCE):
-        part = slice(start, start + _TOKENIZED_AT_ONCE)
-        texts = list(rows.texts[part])
-        pairs = None if rows.pairs is None else list(rows.pairs[part])
+    segments: list[list[int]] = []
+    cut: list[bool] = []
+    for start in range(0, len(texts), TOKENIZED_AT_ONCE):
+        part = slice(start, start + TOKENIZED_AT_ONCE)
+        both = (list(texts[part]), None if pairs is None else list(pairs[part]))
         tokens = tokenizer(
-            texts, pairs, truncation=True, max_length=max_length, return_attention_mask=False, verbose=False
+            *both, truncation=truncation, max_length=max_length, return_attention_mask=False, verbose=False
         )
         input_ids += tokens["input_ids"]
-        token_type_ids += tokens.get("token_type_ids", [])
+        segments += tokens.get("token_type_ids", [])
         if tokens.encodings is not None:
-            truncated_rows += sum(bool(encoding.overflowing) for encoding in tokens.encodings)
+            cut += [bool(encoding.overflowing) for encoding in tokens.encodings]
         else:  # a slow tokenizer does not say what it cut
-            whole = tokenizer(texts, pairs, return_attention_mask=False, verbose=False)["input_ids"]
-            truncated_rows += sum(len(row) > max_length for row in whole)
-    check_tokens(rows.ids, input_ids)
-    return Encoded(rows.ids, input_ids, token_type_ids or None, rows.labels, truncated_rows, targets)
+            whole = tokenizer(*both, return_attention_mask=False, verbose=False)["input_ids"]
+            cut += [len(row) > max_length for row in whole]
+    return Tokens(input_ids, segments or None, cut)
 
 
 def check_length(tokenizer: PreTrainedTokenizerBase, max_length: int, *, pair: bool) -> None:

@@ -6,6 +6,7 @@ from torch import nn
 
 from steadytune.tasks.classification import Classification
 from steadytune.tasks.features import TaskError
+from steadytune.tasks.masked_lm import MaskedLM
 from steadytune.tasks.multi_label import MultiLabel
 from steadytune.tasks.multiple_choice import MultipleChoice
 from steadytune.tasks.question_answering import QuestionAnswering
@@ -31,12 +32,14 @@ def infer_task(model: nn.Module) -> Task:
         return TokenClassification(names)
     if kind.endswith("ForMultipleChoice"):
         return MultipleChoice()
+    if kind.endswith("ForMaskedLM"):
+        return MaskedLM()
     if "ForQuestionAnswering" in kind:
         return QuestionAnswering(getattr(config, "allow_empty_answer", False))
     if not kind.endswith("ForSequenceClassification"):
         raise TaskError(
             f"steadytune cannot infer the task of {kind}; give task=, or use a model for classification of texts or "
-            "tokens, multiple choice or question answering."
+            "tokens, multiple choice, question answering or masked tokens."
         )
     problem = config.problem_type or ("regression" if config.num_labels == 1 else "single_label_classification")
     if problem == "regression" and config.num_labels == 1:

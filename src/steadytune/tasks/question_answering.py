@@ -10,13 +10,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from steadytune.functional import directed_kl, symmetric_kl
-from steadytune.tasks.features import Encoded, Rows, TaskError, check_length
-from steadytune.tasks.multiple_choice import without
+from steadytune.tasks.features import TOKENIZED_AT_ONCE, Encoded, Rows, TaskError, check_length
+from steadytune.tasks.multiple_choice import choice_divergence, choice_loss, without
 from steadytune.tasks.task import DivergenceForm, Items, Task
 
 LONGEST_ANSWER = 30  # tokens, the usual limit of SQuAD scripts
-_BEST = 20  # starts and ends that are paired with each other
 
 
 @dataclass(frozen=True)
@@ -39,18 +37,50 @@ class Window:
     """The tokens of one item.
 
     Attributes:
-        offsets: characters of the row's text that a token stands for; None outside the text.
+        spans: (tokens, 2), characters of the row's text that a token stands for; -1 outside the text.
         nothing: position of the token that means "no answer here".
     """
 
-    offsets: list[tuple[int, int] | None]
+    spans: np.ndarray
     nothing: int
+
+    def target(self, answers: Sequence[tuple[str, int]]) -> list[int]:
+        """First and last token of the first answer, or twice the token for "nothing" if it is not all in here.
+
+        Args:
+            answers: texts, and characters at which they begin.
+        """
+        if answers:
+            begin, end = answers[0][1], answers[0][1] + len(answers[0][0])
+            inside = np.flatnonzero((self.spans[:, 0] < end) & (self.spans[:, 1] > begin))
+            if len(inside) and self.spans[inside[0], 0] <= begin and self.spans[inside[-1], 1] >= end:
+                return [int(inside[0]), int(inside[-1])]
+        return [self.nothing, self.nothing]
+
+    def best(self, scores: np.ndarray, text: str) -> Answer | None:
+        """The answer of at most `LONGEST_ANSWER` tokens with the largest score; None where there is no text.
+
+        Args:
+            scores: (tokens, 2), of its start and its end.
+            text: of the row.
+        """
+        spans = self.spans.tolist()
+        inside = [place for place, (begin, end) in enumerate(spans) if begin >= 0 and text[begin:end].strip()]
+        if not inside:
+            return None
+        sums = scores[inside, 0][:, None].astype(np.float64) + scores[inside, 1][None, :]
+        allowed = np.triu(np.ones(sums.shape, dtype=bool)) & ~np.triu(np.ones(sums.shape, dtype=bool), LONGEST_ANSWER)
+        first, last = np.unravel_index(np.where(allowed, sums, -np.inf).argmax(), sums.shape)
+        begin, end = spans[inside[first]][0], spans[inside[last]][1]
+        said = text[begin:end]
+        begin += len(said) - len(said.lstrip())  # to some tokenizers the space before a word is part of it
+        return Answer(said.strip(), begin, float(sums[first, last]))
 
 
 class QuestionAnswering(Task):
     """Start and end of the answer, each a choice among the tokens; mean of both cross-entropies.
 
-    Long texts are read in windows that overlap by a third; a window without the answer points to its first token.
+    Long texts are read in windows that overlap by a third; a window without the answer points to its [CLS] token.
 
     Args:
         allow_empty: whether a prediction may be "no answer"; set it where training rows have none.
@@ -71,83 +101,46 @@ class QuestionAnswering(Task):
             tokenizer: fast, so that it knows which characters a token stands for.
             max_length: tokens per window.
         Raises:
-            TaskError: the tokenizer is slow, or a question leaves no place for the text.
+            TaskError: the tokenizer is slow, there are no questions, or one leaves no place for the text.
         """
         check_length(tokenizer, max_length, pair=True)
         if not tokenizer.is_fast:
             raise TaskError("question_answering needs a fast tokenizer, which knows the characters of its tokens.")
-        assert rows.pairs is not None
-        input_ids, segments, places, of_row = [], [], [], []
-        targets: list[list[int]] | None = None if rows.labels is None else []
-        special = tokenizer.num_special_tokens_to_add(pair=True)
-        for row, (row_id, text, question) in enumerate(zip(rows.ids, rows.texts, rows.pairs, strict=True)):
-            room = max_length - special - len(tokenizer(question, add_special_tokens=False)["input_ids"])
-            if room < 1:
-                raise TaskError(
-                    f"row {row_id!r} has a question that leaves no place for its text in max_length {max_length}; "
-                    "raise it."
-                )
-            tokens = tokenizer(
-                question,
-                text,
-                truncation="only_second",
-                max_length=max_length,
-                stride=min(max_length // 3, room // 2),
-                return_overflowing_tokens=True,
-                return_offsets_mapping=True,
-                return_attention_mask=False,
-                verbose=False,
-            )
-            for place, ids in enumerate(tokens["input_ids"]):
-                window = Window(
-                    [
-                        span if part == 1 else None
-                        for span, part in zip(tokens["offset_mapping"][place], tokens.sequence_ids(place), strict=True)
-                    ],
-                    ids.index(tokenizer.cls_token_id) if tokenizer.cls_token_id in ids else 0,
-                )
-                input_ids.append(ids)
-                places.append(window)
-                of_row.append(row)
-                if "token_type_ids" in tokens:
-                    segments.append(tokens["token_type_ids"][place])
-                if targets is not None and rows.labels is not None:
-                    targets.append(_ends(rows.labels[row], window))
-        return Encoded(
-            rows.ids, input_ids, segments or None, rows.labels, 0, targets, of_row, places, tuple(rows.texts)
-        )
+        if rows.pairs is None:
+            raise TaskError("question_answering needs a question beside each text; name its column with --pair-column.")
+        found = _windows(rows.ids, rows.texts, rows.pairs, tokenizer, max_length)
+        of_row = [row for row, own in enumerate(found) for _ in own]
+        windows = [window for own in found for window in own]
+        targets = None
+        if rows.labels is not None:
+            targets = [place.target(rows.labels[row]) for row, (_, _, place) in zip(of_row, windows, strict=True)]
+        segments = [own for _, own, _ in windows if own is not None]
+        places = [place for _, _, place in windows]
+        input_ids = [ids for ids, _, _ in windows]
+        texts = tuple(rows.texts)
+        return Encoded(rows.ids, input_ids, segments or None, rows.labels, 0, targets, of_row, places, texts)
 
     def items(self, batch: MutableMapping[str, Any]) -> Items:
         """Two items per window: all starts, then all ends; padding takes no part. See `Task.items`.
 
         Args:
             batch: "labels" (batch, 2), counted without padding on the left, -100 where unknown; or "start_positions"
-                and "end_positions" (batch,) as transformers has them.
+                and "end_positions" (batch,) as transformers has them. Those outside the tokens are unknown.
         """
         real = batch.get("attention_mask")
-        if "labels" in batch:
-            labels = batch.pop("labels")
-        elif "start_positions" in batch and "end_positions" in batch:
-            labels = torch.stack([batch.pop("start_positions"), batch.pop("end_positions")], dim=1)
-            real = None
-        else:
-            labels = torch.empty(0)
-        if labels.ndim != 2 or labels.shape[1] != 2 or labels.is_floating_point():
-            raise TaskError(
-                "question_answering takes integers (batch, 2) as labels, start and end of each answer; got shape "
-                f"{tuple(labels.shape)}."
-            )
-        tokens = batch["input_ids"].shape[1] if "input_ids" in batch else int(labels.max()) + 1
+        real = real.bool() if isinstance(real, Tensor) and real.ndim == 2 else None
+        labels = _positions(batch, real)
+        tokens = (batch["input_ids"] if batch.get("input_ids") is not None else batch["inputs_embeds"]).shape[1]
+        known = (labels >= 0) & (labels < tokens)
         if real is not None:
-            labels = torch.where(labels >= 0, labels + real.long().argmax(dim=1, keepdim=True), -100)
-        labels = torch.where((labels >= 0) & (labels < tokens), labels, -100)
-        mask: Tensor | None = batch.get("attention_mask")
+            known &= real.gather(1, labels.clamp(0, tokens - 1))
+        labels = torch.where(known, labels, -100)
 
         def scores(output: Any) -> Tensor:
             both = torch.cat([output.start_logits, output.end_logits])
-            return both if mask is None else without(both, torch.cat([mask, mask]) == 0)
+            return both if real is None else without(both, ~torch.cat([real, real]))
 
-        return Items(labels.T.reshape(-1), scores)
+        return Items(labels.T.reshape(-1), scores, per_text=(labels != -100).sum(dim=1))
 
     def loss(self, logits: Float[Tensor, "items outputs"], labels: Int[Tensor, " items"]) -> Float[Tensor, ""]:
         """Mean cross-entropy in nats over starts and ends; see `Task.loss`.
@@ -156,9 +149,7 @@ class QuestionAnswering(Task):
             logits: (items, tokens).
             labels: positions; -100 marks an unknown one.
         """
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        total = torch.nn.functional.cross_entropy(logits, labels, reduction="sum")
-        return total / self.count(labels).clamp(min=1)
+        return choice_loss(logits, labels)
 
     def divergence(
         self,
@@ -173,7 +164,7 @@ class QuestionAnswering(Task):
             other: (items, tokens).
             form: both directions or one.
         """
-        return directed_kl(one, other) if form == "directed" else symmetric_kl(one, other) * (1 + (form == "sum"))
+        return choice_divergence(one, other, form)
 
     def item_scores(self, output: Any, real: Tensor) -> list[np.ndarray]:
         """Scores of start and end of the real tokens of each window; see `Task.item_scores`.
@@ -195,9 +186,9 @@ class QuestionAnswering(Task):
         assert rows.places is not None and rows.rows is not None and rows.texts is not None
         best: list[Answer | None] = [None] * len(rows.ids)
         nothing = [np.inf] * len(rows.ids)
-        for row, window, own in zip(rows.rows, rows.places, scores, strict=True):
+        for own, window, row in zip(scores, rows.places, rows.rows, strict=True):
             nothing[row] = min(nothing[row], float(own[window.nothing].sum()))
-            found, known = _best_span(own, window, rows.texts[row]), best[row]
+            found, known = window.best(own, rows.texts[row]), best[row]
             if found is not None and (known is None or found.score > known.score):
                 best[row] = found
         return [
@@ -247,36 +238,71 @@ class QuestionAnswering(Task):
         return {"num_labels": 2, "allow_empty_answer": self.allow_empty}
 
 
-def _ends(answers: Sequence[tuple[str, int]], window: Window) -> list[int]:
-    """First and last token of the first answer, or twice the token for "nothing" if it is not all in the window."""
-    if answers:
-        text, begin = answers[0]
-        end = begin + len(text)
-        inside = [place for place, span in enumerate(window.offsets) if span and span[0] < end and span[1] > begin]
-        if inside:
-            first, last = window.offsets[inside[0]], window.offsets[inside[-1]]
-            if first and last and first[0] <= begin and last[1] >= end:
-                return [inside[0], inside[-1]]
-    return [window.nothing, window.nothing]
+def _positions(batch: MutableMapping[str, Any], real: Tensor | None) -> Int[Tensor, "batch 2"]:
+    """Start and end of each answer, padding on the left counted; taken out of the batch."""
+    if batch.get("labels") is not None:
+        labels = batch.pop("labels")
+        before = 0 if real is None else real.long().argmax(dim=1, keepdim=True)
+    else:
+        ends = [batch.pop(name, None) for name in ("start_positions", "end_positions")]
+        if any(one is None for one in ends):
+            raise TaskError(
+                "question_answering needs labels (batch, 2), start and end of each answer, or start_positions and "
+                "end_positions."
+            )
+        labels, before = torch.stack([one.flatten() for one in ends], dim=1), 0
+    if labels.ndim != 2 or labels.shape[1] != 2 or labels.is_floating_point():
+        raise TaskError(
+            "question_answering takes integers (batch, 2) as labels, start and end of each answer; got "
+            f"{labels.dtype} of shape {tuple(labels.shape)}."
+        )
+    return torch.where(labels >= 0, labels + before, -100)
 
 
-def _best_span(scores: np.ndarray, window: Window, text: str) -> Answer | None:
-    """The best pair of a start and an end in the text."""
-    inside = np.asarray([place for place, span in enumerate(window.offsets) if span is not None and span[0] < span[1]])
-    if len(inside) == 0:
-        return None
-    starts, ends = (inside[np.argsort(-scores[inside, side], kind="stable")[:_BEST]] for side in (0, 1))
-    best: Answer | None = None
-    for start in starts:
-        for end in ends:
-            score = float(scores[start, 0] + scores[end, 1])
-            if start <= end < start + LONGEST_ANSWER and (best is None or score > best.score):
-                first, last = window.offsets[start], window.offsets[end]
-                assert first is not None and last is not None
-                best = Answer(text[first[0] : last[1]], first[0], score)
-    if best is None:  # none of the best pairs fits: the best single token
-        place = int(inside[np.argmax(scores[inside].sum(axis=1))])
-        span = window.offsets[place]
-        assert span is not None
-        best = Answer(text[span[0] : span[1]], span[0], float(scores[place].sum()))
-    return best
+def _windows(
+    ids: Sequence[str], texts: Sequence[str], questions: Sequence[str], tokenizer: PreTrainedTokenizerBase, length: int
+) -> list[list[tuple[list[int], list[int] | None, Window]]]:
+    """By row, the tokens, segments and characters of its windows."""
+    found: list[list[tuple[list[int], list[int] | None, Window]]] = [[] for _ in ids]
+    for start in range(0, len(ids), TOKENIZED_AT_ONCE):
+        rows = range(start, min(start + TOKENIZED_AT_ONCE, len(ids)))
+        overlaps = _overlaps([ids[row] for row in rows], [questions[row] for row in rows], tokenizer, length)
+        for overlap in sorted(set(overlaps)):
+            group = [row for row, own in zip(rows, overlaps, strict=True) if own == overlap]
+            tokens = tokenizer(
+                [questions[row] for row in group],
+                [texts[row] for row in group],
+                truncation="only_second",
+                max_length=length,
+                stride=overlap,
+                return_overflowing_tokens=True,
+                return_attention_mask=False,
+                verbose=False,
+            )
+            segments = tokens.get("token_type_ids")
+            for place, row in enumerate(tokens["overflow_to_sample_mapping"]):
+                own, encoding = tokens["input_ids"][place], tokens.encodings[place]
+                outside = np.asarray([part != 1 for part in encoding.sequence_ids])
+                spans = np.asarray(encoding.offsets, dtype=np.int32).reshape(-1, 2)
+                spans[outside] = -1
+                nothing = own.index(tokenizer.cls_token_id) if tokenizer.cls_token_id in own else 0
+                found[group[row]].append((own, None if segments is None else segments[place], Window(spans, nothing)))
+    return found
+
+
+def _overlaps(
+    ids: Sequence[str], questions: Sequence[str], tokenizer: PreTrainedTokenizerBase, length: int
+) -> list[int]:
+    """By row, the tokens that two windows share: a third of a window, or half of what a long question leaves."""
+    special = tokenizer.num_special_tokens_to_add(pair=True)
+    asked = tokenizer(list(questions), add_special_tokens=False, return_attention_mask=False, verbose=False)
+    overlaps = []
+    for row_id, own in zip(ids, asked["input_ids"], strict=True):
+        room = length - special - len(own)
+        if room < 1:
+            raise TaskError(
+                f"row {row_id!r} has a question of {len(own)} tokens, which leaves no place for its text in max_length "
+                f"{length}; raise it."
+            )
+        overlaps.append(min(length // 3, room // 2))
+    return overlaps

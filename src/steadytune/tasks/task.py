@@ -26,11 +26,13 @@ class Items:
         scores: one entry per item, from what the model returns.
         head_reads: (batch, tokens), true at the positions whose states the head is given, as one row and in order;
             None for all of them.
+        per_text: how many labelled items each text has (batch,); None where all count alike.
     """
 
     labels: Tensor
     scores: Callable[[Any], Tensor]
     head_reads: Tensor | None = None
+    per_text: Tensor | None = None
 
 
 def logits_of(output: Any) -> Tensor:

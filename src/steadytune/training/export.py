@@ -11,14 +11,22 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from steadytune.records import RunRecord, SoupRecord
+from steadytune.tasks import MultipleChoice, QuestionAnswering, Task, TokenClassification
 
+_HEADS = {kind.name: kind.model_class for kind in (TokenClassification, MultipleChoice, QuestionAnswering)}
+_HUB_TASKS = {
+    "AutoModelForSequenceClassification": "text-classification",
+    "AutoModelForTokenClassification": "token-classification",
+    "AutoModelForMultipleChoice": "multiple-choice",
+    "AutoModelForQuestionAnswering": "question-answering",
+}
 _CARD = """---
 {card_data}
 ---
 # {title}
 
 A text model fine-tuned with steadytune. It is a plain Transformers model: load it with
-`AutoModelForSequenceClassification.from_pretrained`; steadytune is not needed.
+`{model_class}.from_pretrained`; steadytune is not needed.
 
 | | |
 |---|---|
@@ -99,9 +107,10 @@ def _card(
     record: RunRecord | SoupRecord, *, name: str, more: Mapping[str, object], caution: str, training: str
 ) -> ModelCard:
     source = Path(record.config["data"]["source"]).name
+    model_class = _HEADS.get(record.task, Task.model_class)
     results = [
         EvalResult(
-            task_type="text-classification",
+            task_type=_HUB_TASKS[model_class],
             dataset_type=source,
             dataset_name=source,
             dataset_split=split,
@@ -112,7 +121,12 @@ def _card(
         for metric, value in scores.items()
         if metric == record.metric and value is not None and math.isfinite(value)
     ]
-    data = ModelCardData(library_name="transformers", model_name=f"{source} {name}", eval_results=results)
+    data = ModelCardData(
+        library_name="transformers",
+        pipeline_tag=_HUB_TASKS[model_class],
+        model_name=f"{source} {name}",
+        eval_results=results,
+    )
     metrics = list(next(iter(record.scores.values()), {}))
     facts = {
         "encoder": record.model_name,
@@ -123,6 +137,7 @@ def _card(
     text = _CARD.format(
         card_data=data.to_yaml(),
         title=data.model_name,
+        model_class=model_class,
         facts="\n".join(f"| {key} | {_cell(value)} |" for key, value in facts.items() if value != ""),
         caution=caution,
         metrics=" | ".join(metrics),

@@ -1,13 +1,11 @@
 """One run, end to end: rows in, plain model and record out."""
 
-import json
 import logging
 import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,22 +15,23 @@ import torch
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 
 from steadytune.data.batching import ClassBalancedBatches, LengthGroupedBatches
+from steadytune.data.robustness import RobustnessSet
 from steadytune.encoders.families import describe
 from steadytune.functional import keyed_seed
 from steadytune.recipes import RunConfig, RunSettings, load_run, protocol_hash, save_run
 from steadytune.records import Cost, RunRecord, config_hash, write_json, write_pooled, write_predictions, write_record
 from steadytune.training import surroundings
-from steadytune.training.checkpoints import last_complete_checkpoint
 from steadytune.training.export import export_model, run_card
+from steadytune.training.folder import INPUTS_FILE, check_unchanged, no_empty_folders, open_folder
 from steadytune.training.inference import Predicted, predict, predict_with_pooled
 from steadytune.training.layers import measured_layers, shown_tokens
 from steadytune.training.loading import RunError, revision
 from steadytune.training.prepare import Prepared, methods_of, prepare
+from steadytune.training.robustness import robustness_rows, score_run
 from steadytune.training.trainer import RegularizedTrainer
 
 logger = logging.getLogger("steadytune")
 
-INPUTS_FILE = "inputs.json"
 _POOLED_ROWS = 500  # enough for a figure of the vectors
 
 
@@ -66,6 +65,7 @@ def fit(
     splits: Sequence[str] = ("dev", "test"),
     start: Path | None = None,
     layers: bool = False,
+    robustness: Sequence[RobustnessSet] = (),
 ) -> RunRecord:
     """Train, evaluate and save one run; a run that was killed goes on from its last complete checkpoint.
 
@@ -80,6 +80,7 @@ def fit(
         start: folder of the finished run that `config.after` asks for; by default it is run first, in `output/first`.
         layers: also measure what happens inside the trained model, if it is scored on "test": `layers.json`, and
             `layers_tokens.json` with the texts of the rows that it shows.
+        robustness: further sets that the trained model is scored on, for the record; they choose nothing.
     Returns:
         The record; its status is "failed" if training diverged.
     Raises:
@@ -87,15 +88,16 @@ def fit(
         DataError: the data cannot be used.
         MethodError: a method cannot act here.
     """
-    checkpoint = _open_output(config, output)
+    checkpoint = open_folder(output, lambda file: load_run(file).essence() == config.essence())
     if config.after is not None and start is None:
         start = _first_run(config, output, watch)
     watch(Progress("data"))
-    with _no_empty_folders(output):
+    with no_empty_folders(output):
         ready = prepare(config, start)
+        sets = robustness_rows(robustness, ready.task, ready.selection.train)
         inputs = _inputs(ready)
         if checkpoint is not None:
-            _check_unchanged(output, inputs)
+            check_unchanged(output, inputs)
         trainer = _trainer(config, ready, output / "checkpoints", watch)
     output.mkdir(parents=True, exist_ok=True)
     save_run(config, output / "run.yaml")
@@ -114,6 +116,8 @@ def fit(
     predicted, vectors = _score(config, ready, splits, pooled)
     evaluate_seconds = time.perf_counter() - started
     record = _record(config, ready, inputs, trainer, predicted, (seconds, evaluate_seconds), checkpoint)
+    if record.status == "done":
+        record = record.model_copy(update={"robustness": score_run(sets, config, ready, predicted.get("test"))})
     if trainer.is_world_process_zero():
         if vectors is not None:
             rows = ready.rows["test"].first(_POOLED_ROWS)
@@ -174,54 +178,9 @@ def _score(
     return predicted, vectors
 
 
-@contextmanager
-def _no_empty_folders(output: Path) -> Iterator[None]:
-    """A run that is refused leaves no folders behind, which would look like something else's."""
-    new = [path for path in (output / "checkpoints", output, *output.parents) if not path.exists()]
-    try:
-        yield
-    except ValueError:
-        for path in new:
-            with suppress(OSError):  # removes empty folders only
-                path.rmdir()
-        raise
-
-
 def _inputs(ready: Prepared) -> dict[str, Any]:
     """What a run begins with: rows by split, weights."""
     return {"data": ready.selection.fingerprints(), "model": revision(ready.source, ready.model.config)}
-
-
-def _check_unchanged(output: Path, inputs: dict[str, Any]) -> None:
-    """A checkpoint goes on only with the rows and weights that it began with."""
-    try:
-        before = json.loads((output / INPUTS_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        raise RunError(f"{output / INPUTS_FILE} cannot be read; remove {output} to start again.") from None
-    changed = [name for name in inputs if inputs[name] != before.get(name)]
-    if changed:
-        raise RunError(
-            f"the {' and the '.join(changed)} changed since the run in {output} was interrupted; put back what it "
-            "began with, or remove the folder to start again."
-        )
-
-
-def _open_output(config: RunConfig, output: Path) -> Path | None:
-    """The checkpoint to go on from, or None for a fresh start."""
-    if output.exists() and not output.is_dir():
-        raise RunError(f"--output {output} is a file; name a folder.")
-    if not any(path.is_file() and not path.name.startswith(".") for path in output.rglob("*")):
-        return None  # a refused run leaves empty folders, a killed one perhaps a file that was being written aside
-    if (output / "record.json").exists():
-        raise RunError(f"--output {output} already holds a finished run; name another folder or remove it.")
-    if not (output / "run.yaml").exists():
-        raise RunError(f"--output {output} is not empty and holds no run; name another folder.")
-    if load_run(output / "run.yaml").essence() != config.essence():
-        raise RunError(f"--output {output} holds another run that is not finished; repeat its settings or remove it.")
-    try:
-        return last_complete_checkpoint(output / "checkpoints")
-    except ValueError as error:
-        raise RunError(str(error)) from None
 
 
 def planned_steps(run: RunSettings, batches: int, longer: float) -> int:

@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoTokenizer
 from steadytune.encoders.bundled import PACKAGE, bundled_encoder
 
 Loaded = TypeVar("Loaded")
+_HEADS = ("SequenceClassification", "TokenClassification", "MultipleChoice", "QuestionAnswering")
 
 
 class RunError(ValueError):
@@ -98,7 +99,7 @@ def load_tokenizer(source: ModelSource) -> Any:
 
 
 def load_model(source: ModelSource, model_class: str = "AutoModelForSequenceClassification", **settings: Any) -> Any:
-    """The model with a head for a task: that of the checkpoint if it has these very labels, else a new one.
+    """The model with a head for a task: that of the checkpoint if it is for this task and these labels, else a new one.
 
     Args:
         source: where it lies.
@@ -115,7 +116,8 @@ def load_model(source: ModelSource, model_class: str = "AutoModelForSequenceClas
     )
     for name in settings.keys() - known.keys():
         setattr(model.config, name, settings[name])
-    if "id2label" in settings and before.id2label != settings["id2label"]:
+    of_other_task = _head_of(before) not in ("", model_class.removeprefix("AutoModelFor"))
+    if of_other_task or ("id2label" in settings and before.id2label != settings["id2label"]):
         fresh = type(model)(model.config)
         for name, part in fresh.named_children():
             if name != model.base_model_prefix:
@@ -141,11 +143,13 @@ def load_trained_model(source: ModelSource) -> Any:
 
 def _class_of(config: Any) -> str:
     """The class of transformers that loads a checkpoint with the head that its configuration names."""
+    return f"AutoModelFor{_head_of(config) or _HEADS[0]}"
+
+
+def _head_of(config: Any) -> str:
+    """The head of a checkpoint, as transformers calls it; "" for another one or none."""
     architecture = (getattr(config, "architectures", None) or [""])[0]
-    for head in ("TokenClassification", "MultipleChoice", "QuestionAnswering"):
-        if f"For{head}" in architecture:
-            return f"AutoModelFor{head}"
-    return "AutoModelForSequenceClassification"
+    return next((head for head in _HEADS if f"For{head}" in architecture), "")
 
 
 def _load(source: ModelSource, what: str, load: Callable[[], Loaded]) -> Loaded:

@@ -11,6 +11,7 @@ from steadytune.encoders import FAMILIES as KNOWN
 from steadytune.encoders import SITES, SiteUnavailable, UnknownFamily, checkpointing, describe
 from steadytune.encoders.families import DropoutUnavailable, dropout_settings, longest_input
 from tiny import FAMILIES, PAD, WIDTH, inputs_of, tiny_batch, tiny_model
+from tinyanswers import TASKS, AnswerTask, answer_model, choice_batch, place_batch
 
 BY_KEYWORD = {"bert", "roberta", "xlm-roberta", "electra", "distilbert", "albert", "modernbert"}
 WITH_BIAS = BY_KEYWORD | {"deberta-v2", "deberta-v2-conv"}
@@ -62,6 +63,44 @@ def test_zero_dropout_settings_leave_no_randomness_in_a_model_loaded_with_them(f
     model = type(stochastic).from_pretrained(tmp_path, **settings).train()
     batch = inputs_of(tiny_batch(family))
     assert torch.equal(model(**batch).logits, model(**batch).logits)
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_zero_dropout_settings_leave_no_randomness_in_heads_for_answers(
+    family: str, task: AnswerTask, tmp_path: Path
+) -> None:
+    stochastic: Any = answer_model(family, task, dropout=0.3, dtype=torch.float32)
+    stochastic.save_pretrained(tmp_path)
+    attention = None if family == "xlnet" else 0.0
+    settings = dropout_settings(stochastic.config, hidden=0.0, attention=attention)
+    model = type(stochastic).from_pretrained(tmp_path, **settings).train()
+    batch = inputs_of(choice_batch(family) if task == "multiple_choice" else place_batch(family))
+    one, other = (model(**batch)["logits" if task == "multiple_choice" else "start_logits"] for _ in range(2))
+    assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize(
+    ("family", "task", "name"),
+    [("distilbert", "question_answering", "qa_dropout"), ("electra", "multiple_choice", "summary_last_dropout")],
+)
+def test_a_head_with_a_dropout_of_its_own_reports_that(family: str, task: AnswerTask, name: str) -> None:
+    model: Any = answer_model(family, task, dropout=0.25)
+    setattr(model.config, name, 0.5)
+    assert describe(model).dropout == {"hidden": 0.25, "attention": 0.25, "head": 0.5}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_label_linear_of_choices_has_one_output(family: str) -> None:
+    linear = describe(answer_model(family, "multiple_choice")).label_linear
+    assert linear is not None and linear.out_features == 1
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_head_that_reads_every_token_offers_no_vector_per_text(family: str) -> None:
+    with pytest.raises(SiteUnavailable) as caught:
+        describe(answer_model(family, "question_answering")).require("pooled", "cat")
+    assert str(caught.value).endswith("lacks: its head reads every token, not one vector per text.")
 
 
 def test_a_dropout_that_a_family_has_not_is_refused() -> None:

@@ -61,6 +61,11 @@ BUNDLED = [
     "paper/cat",
     "paper/hype",
     "paper/scl",
+    "pretrain/asa-control-random",
+    "pretrain/asa",
+    "pretrain/consistency",
+    "pretrain/plain-equal-time",
+    "pretrain/plain",
 ]
 
 

@@ -83,7 +83,7 @@ def test_predictions_that_cannot_be_written_leave_no_file(tmp_path: Path, monkey
 
     monkeypatch.setattr(pq, "write_table", full_disk)
     with pytest.raises(OSError, match="no space"):
-        write_predictions(tmp_path / "p.parquet", ["a"], ["dev"], [0], np.zeros((1, 2)))
+        write_predictions(tmp_path / "p.parquet", ["a"], ["dev"], {"label": [0], "logits": [[0.0, 0.0]]})
     assert list(tmp_path.iterdir()) == []
 
 
@@ -136,7 +136,8 @@ def test_a_record_without_finite_numbers_is_valid_json(tmp_path: Path) -> None:
 @pytest.mark.parametrize("labels", [[0, 1, 1], [0.5, -1.0, 2.0]], ids=["classes", "scores"])
 def test_predictions_are_read_back_as_they_were(labels: list[float], tmp_path: Path) -> None:
     logits = np.asarray([[0.1, 0.2], [1.5, -2.0], [0.0, 3.0]], dtype=np.float32)
-    write_predictions(tmp_path / "p.parquet", ["a", "b", "ö"], ["dev", "dev", "test"], labels, logits)
+    columns = {"label": labels, "logits": list(logits)}
+    write_predictions(tmp_path / "p.parquet", ["a", "b", "ö"], ["dev", "dev", "test"], columns)
     assert pq.read_table(tmp_path / "p.parquet").to_pydict() == {
         "id": ["a", "b", "ö"],
         "split": ["dev", "dev", "test"],

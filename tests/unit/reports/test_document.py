@@ -91,9 +91,8 @@ def test_data_at_chance_cannot_decide(small: Path) -> None:
         record = json.loads(path.read_text())
         path.write_text(json.dumps({**record, "scores": {"test": {"accuracy": score}}}))
         ids = [str(row) for row in range(ROWS)]
-        write_predictions(
-            small / "artifacts" / path.stem / "predictions.parquet", ids, ["test"] * ROWS, labels, np.eye(3)[labels]
-        )
+        columns = {"label": labels, "logits": list(np.eye(3)[labels])}
+        write_predictions(small / "artifacts" / path.stem / "predictions.parquet", ids, ["test"] * ROWS, columns)
     assert "These data cannot decide" in words(small)
     assert "of chance, 33.33" in words(small)
 
@@ -252,7 +251,7 @@ def null_values(folder: Path) -> None:
 
 def nan_logits(folder: Path) -> None:
     for place in (folder / "artifacts").iterdir():
-        write_predictions(place / "predictions.parquet", ["a"], ["test"], [0], np.full((1, 3), np.nan))
+        write_predictions(place / "predictions.parquet", ["a"], ["test"], {"label": [0], "logits": [[np.nan] * 3]})
 
 
 def unknown_task(folder: Path) -> None:

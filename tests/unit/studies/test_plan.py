@@ -147,3 +147,50 @@ def test_a_plan_with_a_search_survives_its_file(tmp_path: Path) -> None:
     before = plan(search={"trials": 3, "space": space})
     (tmp_path / "plan.yaml").write_text(dump_plan(before), encoding="utf-8")
     assert load_plan(tmp_path / "plan.yaml") == before
+
+
+def asking(*sets: Any) -> dict[str, dict[str, Any]]:
+    return {"sample": {"source": "sample", "robustness": list(sets)}}
+
+
+def test_robustness_sets_change_no_run() -> None:
+    asked = plan(tasks=asking("advglue:sst2"))
+    assert [cell.id for cell in asked.cells()] == [cell.id for cell in plan().cells()]
+    assert asked.data("sample", "as published") == plan().data("sample", "as published")
+
+
+def test_a_plan_without_robustness_sets_is_written_as_it_was_before_there_were_any() -> None:
+    assert "robustness" not in dump_plan(plan())
+    assert plan().robustness("sample") == []
+
+
+def test_a_robustness_set_is_named_in_one_word_or_by_its_settings(tmp_path: Path) -> None:
+    before = plan(tasks=asking("hans:test", {"source": "own", "labels": {"mixed": None}, "sets": "pair"}))
+    (tmp_path / "plan.yaml").write_text(dump_plan(before), encoding="utf-8")
+    hans, own = load_plan(tmp_path / "plan.yaml").robustness("sample")
+    assert (hans.source, hans.split) == ("hans", "test")
+    assert (own.source, own.labels, own.sets) == ("own", {"mixed": None}, "pair")
+
+
+@pytest.mark.parametrize(
+    ("tasks", "sentence"),
+    [
+        (
+            asking(3),
+            "robustness of task 'sample' must be a list of SOURCE:SPLIT, or of mappings with a source; got [3].",
+        ),
+        (asking({"split": "test"}), "robustness[0] of task 'sample': source is missing; add it."),
+        (
+            asking("a", {"source": "b", "slice": []}),
+            "robustness[1] of task 'sample': unknown entry slice; did you mean 'slices'?",
+        ),
+        (
+            {"one": {"source": "sample"}, "two": {"source": "sample", "robustness": ["a"]}},
+            "tasks 'one' and 'two' share their runs; give both the same robustness sets.",
+        ),
+    ],
+)
+def test_a_robustness_set_that_cannot_be_read_is_refused(tasks: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        plan(tasks=tasks)
+    assert str(caught.value).endswith(sentence)
