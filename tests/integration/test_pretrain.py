@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ from steadytune.methods.contract import MethodError
 from steadytune.recipes import PretrainConfig
 from steadytune.records import PretrainRecord, read_pretraining
 from steadytune.training import pretrain as pretrain_module
-from steadytune.training import pretrainer
+from steadytune.training import pretrain_inputs, pretrainer
 from steadytune.training.fit import Progress, fit
 from steadytune.training.loading import RunError
 from steadytune.training.pretrain import pretrain
@@ -296,16 +297,24 @@ def test_a_run_stopped_at_any_step_ends_like_an_unbroken_one_to_the_bit(
     assert_like_unbroken(tmp_path / "run", unbroken)
 
 
-@pytest.mark.parametrize("moment", ["write_tokens", "learn_vocabulary", "export_model", "write_record"])
+@pytest.mark.parametrize(
+    ("module", "moment"),
+    [
+        (pretrain_inputs, "learn_vocabulary"),
+        (pretrain_inputs, "write_tokens"),
+        (pretrain_module, "export_model"),
+        (pretrain_module, "write_record"),
+    ],
+)
 def test_a_run_stopped_before_or_after_training_ends_the_same(
-    moment: str, place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    module: ModuleType, moment: str, place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def stop(*_: Any, **__: Any) -> None:
         raise Killed
 
     config = place.config(model="new:1x32")
     with monkeypatch.context() as patched, pytest.raises(Killed):
-        patched.setattr(pretrain_module, moment, stop)
+        patched.setattr(module, moment, stop)
         pretrain(config, tmp_path / "run")
     pretrain(config, tmp_path / "run")
     assert_like_unbroken(tmp_path / "run", place.done("plain", model="new:1x32")[1])

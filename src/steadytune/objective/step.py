@@ -58,9 +58,9 @@ class StepOutput(ModelOutput):
 
     Attributes:
         loss: total, to be back-propagated; under `num_items_in_batch` the share of this batch in its group.
-        logits: scores of the clean pass, or of the first pass with a label loss where there is no clean one; one row per
-            item of the task's loss (a text, a tagged word, all starts and then all ends of answers); without a graph if
-            a method has back-propagated that pass already.
+        logits: scores of the clean pass, or of the first pass with a label loss where there is no clean one; one row
+            per item of the task's loss (a text, a tagged word, all starts and then all ends of answers); without a
+            graph if a method has back-propagated that pass already.
         task_loss: mean label loss of this batch, without gradient.
         terms: unweighted value of each method's term, by key, without gradient.
         passes: what the step computed.

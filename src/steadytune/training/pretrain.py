@@ -3,75 +3,34 @@
 import logging
 import shutil
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from transformers import PrinterCallback, TrainingArguments
 
-from steadytune.data.corpus import Corpus, TextFile, open_corpus
-from steadytune.data.packing import (
-    Frame,
-    Masking,
-    PackedSequences,
-    ShuffledBatches,
-    TokenFile,
-    frame_of,
-    open_tokens,
-    sequences_in,
-    stacked,
-    write_tokens,
-)
+from steadytune.data.packing import ShuffledBatches, stacked
 from steadytune.encoders import describe
-from steadytune.encoders.families import dropout_settings, longest_input
 from steadytune.functional import keyed_seed
 from steadytune.methods import Method
 from steadytune.objective import Coefficients
-from steadytune.recipes import PretrainConfig, RecipeError, load_pretrain, save_pretrain
-from steadytune.records import Cost, Point, PretrainRecord, Texts, config_hash, write_json, write_record
+from steadytune.recipes import PretrainConfig, RecipeError, load_pretrain
+from steadytune.records import Cost, Point, PretrainRecord, config_hash, write_record
 from steadytune.tasks import MaskedLM
 from steadytune.training import surroundings
 from steadytune.training.export import export_model
 from steadytune.training.fit import Progress, Watch
-from steadytune.training.folder import INPUTS_FILE, RUN_FILE, check_unchanged, no_empty_folders, open_folder
-from steadytune.training.loading import (
-    ModelSource,
-    RunError,
-    load_config,
-    load_model,
-    load_tokenizer,
-    locate_model,
-    revision,
-)
+from steadytune.training.folder import INPUTS_FILE, RUN_FILE, no_empty_folders, open_folder
+from steadytune.training.loading import RunError
 from steadytune.training.pretrain_card import pretraining_card
+from steadytune.training.pretrain_inputs import PretrainInputs, discard_inputs, pretrain_inputs
 from steadytune.training.pretrainer import NEVER, Phases, Pretrainer, beginning_at, processes
-from steadytune.training.scratch import learn_vocabulary, new_config, new_model
 
 logger = logging.getLogger("steadytune")
 
 _UNLIMITED = 10**9  # steps of a run whose budget is time
-_HELD_OUT = 20  # one sequence in so many is kept apart where no texts to be measured on are named
-_HAS_HEAD = ("ForMaskedLM", "ForPreTraining")
-
-
-@dataclass(frozen=True)
-class _Ready:
-    """Everything before the first step."""
-
-    source: ModelSource | None  # None for a new model
-    tokenizer: Any
-    model: Any
-    new_head: bool
-    train: PackedSequences
-    dev: PackedSequences
-    data: dict[str, Texts]
-    notes: list[str]
-    inputs: dict[str, Any]
 
 
 def pretrain(config: PretrainConfig, output: Path, *, watch: Watch = lambda progress: None) -> PretrainRecord:
@@ -99,7 +58,7 @@ def pretrain(config: PretrainConfig, output: Path, *, watch: Watch = lambda prog
     with no_empty_folders(output), _nothing_left(output):
         methods = _methods(config)
         with arguments.main_process_first(desc="reading texts"):
-            ready = _prepare(config, output, resumes=checkpoint is not None)
+            ready = pretrain_inputs(config, output, resumes=checkpoint is not None)
         trainer = _trainer(config, ready, arguments, methods, watch)
     torch.manual_seed(keyed_seed(config.seed, "dropout", arguments.process_index))
     if checkpoint is not None:
@@ -129,15 +88,10 @@ def _nothing_left(output: Path) -> Iterator[None]:
         yield
     except ValueError:
         if fresh:
-            _discard(output)
+            discard_inputs(output)
             for file in (INPUTS_FILE, RUN_FILE):
                 (output / file).unlink(missing_ok=True)
         raise
-
-
-def _discard(output: Path) -> None:
-    for folder in ("tokens", "tokenizer"):
-        shutil.rmtree(output / folder, ignore_errors=True)
 
 
 def _arguments(config: PretrainConfig, checkpoints: Path) -> TrainingArguments:
@@ -194,118 +148,12 @@ def _chosen(config: PretrainConfig) -> frozenset[str]:
     return frozenset(key for key, settings in config.recipe.methods.items() if "start_step" in settings)
 
 
-# Texts and model -----------------------------------------------------------------------------------------------------
-
-
-def _prepare(config: PretrainConfig, output: Path, *, resumes: bool) -> _Ready:
-    """Read and tokenize the texts, and load or make the model."""
-    run, texts = config.run, config.texts
-    corpus = open_corpus(texts.train, texts.dev, texts.column)
-    source = None if config.is_new else locate_model(config.model)
-    shape = new_config(config.model, run.max_length) if source is None else load_config(source)
-    limit = longest_input(shape)
-    if limit is not None and run.max_length > limit:
-        raise RunError(f"run.max_length must be at most {limit} with model {config.model}; got {run.max_length}.")
-    tokenizer = None if source is None else load_tokenizer(source)
-    frame = None if tokenizer is None else frame_of(tokenizer)
-    inputs = {"texts": corpus.fingerprints(), "model": "new" if source is None else revision(source, shape)}
-    _keep_inputs(output, inputs, resumes=resumes)
-    save_pretrain(config, output / RUN_FILE)
-    if tokenizer is None:
-        tokenizer = _own_tokenizer(output / "tokenizer", corpus, config, shape)
-        frame = frame_of(tokenizer)
-    assert frame is not None
-    files = {
-        name: open_tokens(path) or write_tokens(_all_texts(part), tokenizer, path)
-        for name, part in (("train", corpus.train), ("dev", corpus.dev))
-        if part and (path := output / "tokens" / f"{name}.bin")
-    }
-    train, dev, data = _packed(config, tokenizer, frame, files)
-    torch.manual_seed(keyed_seed(config.seed, "head"))
-    dropout = config.recipe.dropout
-    settings = dropout_settings(shape, hidden=dropout.hidden, attention=dropout.attention)
-    if source is None:
-        model = new_model(shape, tokenizer, settings)
-    else:
-        model = load_model(source, MaskedLM.model_class, **settings)
-    if run.gradient_checkpointing:
-        model.activation_checkpointing_enable()
-    new_head = source is not None and not (getattr(shape, "architectures", None) or [""])[0].endswith(_HAS_HEAD)
-    return _Ready(source, tokenizer, model, new_head, train, dev, data, list(corpus.notes), inputs)
-
-
-def _keep_inputs(output: Path, inputs: dict[str, Any], *, resumes: bool) -> None:
-    """Write down what the run begins with; what was made of other texts before its first checkpoint is removed."""
-    if resumes:
-        check_unchanged(output, inputs)
-        return
-    output.mkdir(parents=True, exist_ok=True)
-    try:
-        check_unchanged(output, inputs)
-    except RunError:
-        _discard(output)
-    write_json(output / INPUTS_FILE, inputs)
-
-
-def _all_texts(files: Iterable[TextFile]) -> Iterator[str]:
-    return chain.from_iterable(file.texts() for file in files)
-
-
-def _own_tokenizer(folder: Path, corpus: Corpus, config: PretrainConfig, shape: Any) -> Any:
-    """The tokenizer of a new model: learned from the texts, or by this run before it was interrupted."""
-    if not folder.is_dir():
-        learned = learn_vocabulary(lambda: _all_texts(corpus.train), config.run.vocabulary, shape)
-        aside = folder.with_name(f".{folder.name}")
-        shutil.rmtree(aside, ignore_errors=True)
-        learned.save_pretrained(aside)
-        aside.rename(folder)
-    return load_tokenizer(ModelSource(config.model, str(folder), config.model))
-
-
-def _packed(
-    config: PretrainConfig, tokenizer: Any, frame: Frame, files: dict[str, TokenFile]
-) -> tuple[PackedSequences, PackedSequences, dict[str, Texts]]:
-    """Sequences to learn from and the fixed masked set, and what they hold."""
-    run = config.run
-    train, dev = files["train"], files.get("dev")
-    there = sequences_in(train, frame, run.max_length)
-    if there < (1 if dev else 2):
-        raise RunError(
-            f"the texts give {train.tokens} tokens, which fill {there} sequences of --max-length {run.max_length}; "
-            f"give more text or shorter sequences{'' if dev else ', or texts to be measured on (--dev)'}."
-        )
-    if dev is not None:
-        apart = sequences_in(dev, frame, run.max_length)
-        if apart < 1:
-            raise RunError(
-                f"the texts to be measured on give {dev.tokens} tokens, fewer than one sequence of --max-length "
-                f"{run.max_length}; give more."
-            )
-        count = min(run.eval_rows, apart)
-        chosen = [place * apart // count for place in range(count)]  # from all over the texts
-    else:
-        count = min(run.eval_rows, max(1, there // _HELD_OUT))
-        there -= count
-        chosen = list(range(there, there + count))
-    masking = Masking.of(tokenizer, run.mask_fraction, fixed_count=run.fixed_count)
-    sequences = PackedSequences(train, frame, run.max_length, masking, range(there), (config.seed, "masks"))
-    measured = PackedSequences(dev or train, frame, run.max_length, masking, chosen, ("masks of the fixed set",))
-    places = int((stacked([measured[row] for row in range(count)])["labels"] != -100).sum())
-    if not places:
-        raise RunError("not one place of the texts to be measured on is masked; give more text.")
-    held = dev and Texts(texts=dev.texts, tokens=dev.tokens, sequences=count, masked_places=places)
-    data = {
-        "train": Texts(texts=train.texts, tokens=train.tokens, sequences=there),
-        "dev": held or Texts(sequences=count, masked_places=places),
-    }
-    return sequences, measured, data
-
-
-# The run -------------------------------------------------------------------------------------------------------------
-
-
 def _trainer(
-    config: PretrainConfig, ready: _Ready, arguments: TrainingArguments, methods: tuple[Method, ...], watch: Watch
+    config: PretrainConfig,
+    ready: PretrainInputs,
+    arguments: TrainingArguments,
+    methods: tuple[Method, ...],
+    watch: Watch,
 ) -> Pretrainer:
     run = config.run
     phases = Phases(
@@ -338,7 +186,7 @@ def _trainer(
 
 def _record(
     config: PretrainConfig,
-    ready: _Ready,
+    ready: PretrainInputs,
     trainer: Pretrainer,
     scores: dict[str, float],
     evaluate_seconds: float,
@@ -349,14 +197,14 @@ def _record(
     finite = bool(np.isfinite(scores["loss"]))
     lines = [{k: float(v) for k, v in line.items() if isinstance(v, int | float)} for line in history]
     return PretrainRecord(
-        run_id=config_hash(settings, ready.inputs["texts"]),
+        run_id=config_hash(settings, ready.fingerprints["texts"]),
         config=settings,
         metric=MaskedLM.metric,
-        data_fingerprints=ready.inputs["texts"],
+        data_fingerprints=ready.fingerprints["texts"],
         data=ready.data,
         data_notes=ready.notes,
         model_name=config.model if ready.source is None else ready.source.name,
-        model_revision=ready.inputs["model"],
+        model_revision=ready.fingerprints["model"],
         parameters=sum(parameter.numel() for parameter in ready.model.parameters()),
         dropout=describe(ready.model).dropout,
         learning_rate=config.learning_rate,
@@ -393,11 +241,11 @@ def _record(
     )
 
 
-def _write(output: Path, record: PretrainRecord, ready: _Ready) -> None:
+def _write(output: Path, record: PretrainRecord, ready: PretrainInputs) -> None:
     """Everything that a finished run leaves; the record comes last and says that the rest is there."""
     if record.status == "done":
         export_model(ready.model, ready.tokenizer, output / "model", pretraining_card(record))
     write_record(output / "record.json", record)
     (output / INPUTS_FILE).unlink(missing_ok=True)
     shutil.rmtree(output / "checkpoints", ignore_errors=True)
-    _discard(output)
+    discard_inputs(output)

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import TrainerCallback
 
@@ -291,16 +291,6 @@ def masked_scores(
         handle.remove()
         model.train(was_training)
     return task.scores(np.concatenate(found), torch.cat(labels).tolist())
-
-
-def head_parameters(model: nn.Module) -> int:
-    """How many parameters a model has outside its encoder, which may lend its word embeddings to the head.
-
-    Args:
-        model: a Hugging Face model with a head.
-    """
-    inside = {id(parameter) for parameter in describe(model).base.parameters()}
-    return sum(parameter.numel() for parameter in model.parameters() if id(parameter) not in inside)
 
 
 def processes() -> int:

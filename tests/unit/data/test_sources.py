@@ -409,7 +409,10 @@ FAULTS: dict[str, tuple[Callable[[Path], Path], str]] = {
         lambda folder: write_parquet(folder / "t.parquet", {"text": ["a", "b"], "label": [1.0, float("nan")]}),
         r"t\.parquet, row 2: the label in 'label' is missing",
     ),
-    "list as label": (bad_lines({"text": "a", "label": [1, 2]}, *ROWS), r"must be one string or number; got \[1, 2\]\."),
+    "list as label": (
+        bad_lines({"text": "a", "label": [1, 2]}, *ROWS),
+        r"must be one string or number; got \[1, 2\]\.",
+    ),
     "null text": (bad_lines({"text": None, "label": 1}, *ROWS), r"row 1 .*: 'text' must be a text; got nothing\."),
     "number as text": (bad_lines({"text": 3, "label": 1}, *ROWS), r"'text' must be a text; got 3\."),
     "half a character": (bad_lines({"text": "\ud800", "label": 1}, *ROWS), r"holds half a character"),
