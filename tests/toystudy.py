@@ -71,7 +71,7 @@ def write_run(store: StudyStore, cell: dict[str, Any], *, failed: bool = False) 
             artifacts / "predictions.parquet",
             [*ids, *(f"dev-{index}" for index in range(ROWS))],
             [*splits, *["dev"] * ROWS],
-            {"label": np.concatenate([labels, dev_labels]), "logits": list(np.concatenate([logits, dev_logits]))},
+            {"label": [*labels.tolist(), *dev_labels.tolist()], "logits": list(np.concatenate([logits, dev_logits]))},
         )
         vectors = random.normal(size=(ROWS, 8)) + 3 * np.round(labels)[:, None]
         write_pooled(artifacts / "pooled.parquet", ids, labels, vectors)

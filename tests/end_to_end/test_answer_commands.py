@@ -3,6 +3,7 @@
 import csv
 import json
 import random
+import re
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -134,6 +135,14 @@ def test_a_table_trains_the_task_that_is_named(task: str, place: Path, run: Any)
     record = json.loads(done.out)
     assert (done.code, record["status"], record["task"]) == (0, "done", task)
     assert record["data_rows"]["train"] == 30
+
+
+@finding
+def test_a_run_says_in_how_many_windows_it_reads_long_texts(place: Path) -> None:
+    notes = record_of(place / "run")["data_notes"]
+    told = [re.match(r"split 'train': 60 rows read as (\d+) overlapping windows$", note) for note in notes]
+    (windows,) = (int(match.group(1)) for match in told if match)
+    assert 60 < windows <= 120
 
 
 @choosing

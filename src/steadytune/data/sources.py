@@ -21,6 +21,7 @@ from steadytune.data.examples import (
 from steadytune.data.structured import (
     REASONS,
     USUAL_COLUMNS,
+    of_kinds,
     structured_columns,
     structured_examples,
     structured_names,
@@ -190,6 +191,8 @@ def _structured(
     examples = {name: structured_examples(task, table, columns, names, name) for name, table in tables.items()}
     notes = [note for split, note in source.notes.items() if split in ("", *tables)]
     notes.append(f"columns read: text {columns.text!r}, pair {columns.pair!r}, label {columns.label!r}")
+    if task == "multi_label" and of_kinds(columns):
+        notes.append(f"labels: the kinds of entity in {columns.label!r}")
     notes += [f"split {name!r} left out: its labels are hidden (all are -1 or empty)" for name in hidden]
     if task == "multiple_choice" and QUESTION in base.columns and columns.text != QUESTION:
         notes.append(f"the text of {QUESTION!r} is read before each choice")

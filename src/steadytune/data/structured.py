@@ -112,8 +112,12 @@ def _tagged_columns(
     return Columns(words, None, label) if label or not require_labels else None
 
 
-def _of_kinds(columns: Columns) -> bool:
-    """Whether the labels of a text are the kinds of entity that its words are tagged with."""
+def of_kinds(columns: Columns) -> bool:
+    """Whether the labels of a text, where it has several, are the kinds of entity that its words are tagged with.
+
+    Args:
+        columns: as chosen.
+    """
     return columns.text in _WORDS and columns.label in _TAGS
 
 
@@ -132,13 +136,13 @@ def structured_names(task: str, table: Table, columns: Columns, given: Sequence[
         return ()
     if given is not None or columns.label is None:
         return tuple(given or ())
-    reading = _TAG if task == "token_classification" or _of_kinds(columns) else _LABEL
+    reading = _TAG if task == "token_classification" or of_kinds(columns) else _LABEL
     named = table.class_names.get(columns.label, ())
     if not named:
         found = {name for index in range(len(table.rows)) for name in _strings(table, index, columns.label, reading)}
         whole = all(name.isdecimal() for name in found)
         named = tuple(sorted(found, key=lambda name: (name != _OUTSIDE, int(name) if whole else 0, name)))
-    if task == "multi_label" and _of_kinds(columns):
+    if task == "multi_label" and of_kinds(columns):
         named = tuple(dict.fromkeys(_kinds(named)))
     if not named:
         raise DataError(f"{table.where}: no row has a label in {columns.label!r}; training needs at least one.")
@@ -177,10 +181,10 @@ def _multi_label(table: Table, columns: Columns, names: tuple[str, ...], ids: tu
         texts = row_texts(table, columns.text)
     labels = None
     if columns.label is not None:
-        of_kinds, index_of, found = _of_kinds(columns), {name: place for place, name in enumerate(names)}, []
+        kinds, index_of, found = of_kinds(columns), {name: place for place, name in enumerate(names)}, []
         for index in range(len(ids)):
-            own = _strings(table, index, columns.label, _TAG if of_kinds else _LABEL)
-            own = _kinds(own) if of_kinds else own
+            own = _strings(table, index, columns.label, _TAG if kinds else _LABEL)
+            own = _kinds(own) if kinds else own
             found.append(tuple(sorted(set(_indices(table, index, own, index_of, "label", "classes")))))
         labels = tuple(found)
     return Examples(ids, texts, row_texts(table, columns.pair) if columns.pair else None, labels)

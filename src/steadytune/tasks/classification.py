@@ -73,7 +73,7 @@ class Classification(Task):
             return directed_kl(one, other)
         return symmetric_kl(one, other) * (2 if form == "sum" else 1)
 
-    def scores(self, predictions: np.ndarray, labels: Sequence[int]) -> dict[str, float]:
+    def scores(self, predictions: np.ndarray, labels: Sequence[int] | np.ndarray) -> dict[str, float]:
         """Accuracy, macro-averaged F1 and Matthews correlation.
 
         Args:

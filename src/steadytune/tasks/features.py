@@ -6,7 +6,7 @@ from typing import Any
 
 from torch.utils.data import Dataset as TorchDataset
 from transformers import PreTrainedTokenizerBase
-from typing_extensions import Protocol
+from typing_extensions import Protocol, runtime_checkable
 
 TOKENIZED_AT_ONCE = 1000  # bounds the memory that the tokenizer's own records take
 
@@ -15,6 +15,7 @@ class TaskError(ValueError):
     """A model, its tokens or its labels do not fit the task."""
 
 
+@runtime_checkable
 class Rows(Protocol):
     """Rows of one split, as parallel tuples; what each column holds is the task's affair."""
 

@@ -184,7 +184,7 @@ def without(scores: Float[Tensor, "rows outputs"], absent: Tensor) -> Float[Tens
     return scores.masked_fill(absent, torch.finfo(scores.dtype).min / 2)
 
 
-def _in_rows(scores: Float[Tensor, " choices"], there: Tensor) -> Float[Tensor, "rows choices"]:
+def _in_rows(scores: Float[Tensor, " flat"], there: Tensor) -> Float[Tensor, "rows choices"]:
     """Scores of the choices of all rows, row by row, without probability where a row has none."""
     rows = scores.new_zeros(there.shape).masked_scatter(there, scores)
     return without(rows, ~there)

@@ -81,6 +81,7 @@ class QuestionAnswering(Task):
     """Start and end of the answer, each a choice among the tokens; mean of both cross-entropies.
 
     Long texts are read in windows that overlap by a third; a window without the answer points to its [CLS] token.
+    Padding takes no part in either choice; in the loss that models of transformers compute themselves it does.
 
     Args:
         allow_empty: whether a prediction may be "no answer"; set it where training rows have none.

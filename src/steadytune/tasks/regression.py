@@ -48,7 +48,7 @@ class Regression(Task):
         dtype = torch.promote_types(one.dtype, torch.float32)
         return (one.to(dtype) - other.to(dtype)).square().sum() / max(one.numel(), 1)
 
-    def scores(self, predictions: np.ndarray, labels: Sequence[float]) -> dict[str, float]:
+    def scores(self, predictions: np.ndarray, labels: Sequence[float] | np.ndarray) -> dict[str, float]:
         """Pearson and Spearman correlation, their mean, and the mean squared error.
 
         A constant prediction has no correlation; it counts as 0.

@@ -148,6 +148,8 @@ def prepare(config: RunConfig, start: Path | None = None) -> Prepared:
     for name, split in rows.items():
         if split.truncated_rows:
             notes.append(f"split {name!r}: {split.truncated_rows} rows cut to {config.run.max_length} tokens")
+        if len(split) > len(split.ids):
+            notes.append(f"split {name!r}: {len(split.ids)} rows read as {len(split)} overlapping windows")
     if config.model == "bundled" and dataset.name in AFFECTED_SETS:
         notes.append(f"the bundled encoder has met texts of {dataset.name} in its own training")
     if start is not None:

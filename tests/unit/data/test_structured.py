@@ -181,6 +181,7 @@ def test_tagged_words_read_as_several_labels_have_the_kinds_of_entity_that_occur
         path = write_jsonl(tmp_path / "bookings.jsonl", BOOKINGS)
     dataset = load_dataset(path, task="multi_label")
     assert (dataset.task, dataset.label_names) == ("multi_label", ("date", "people"))
+    assert "labels: the kinds of entity in 'tags'" in dataset.notes
     assert dataset.splits["train"].labels == ((0, 1), (0,), ())
     assert dataset.splits["train"].texts == ("two on May 1", "today", "hello there")
 

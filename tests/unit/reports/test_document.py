@@ -91,7 +91,7 @@ def test_data_at_chance_cannot_decide(small: Path) -> None:
         record = json.loads(path.read_text())
         path.write_text(json.dumps({**record, "scores": {"test": {"accuracy": score}}}))
         ids = [str(row) for row in range(ROWS)]
-        columns = {"label": labels, "logits": list(np.eye(3)[labels])}
+        columns = {"label": np.asarray(labels).tolist(), "logits": list(np.eye(3)[labels])}
         write_predictions(small / "artifacts" / path.stem / "predictions.parquet", ids, ["test"] * ROWS, columns)
     assert "These data cannot decide" in words(small)
     assert "of chance, 33.33" in words(small)

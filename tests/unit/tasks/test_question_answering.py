@@ -3,6 +3,7 @@
 import itertools
 import re
 from typing import Any
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -291,18 +292,11 @@ def test_texts_without_questions_are_refused() -> None:
     )
 
 
-class Slow:
-    """As much of a slow tokenizer as is looked at."""
-
-    is_fast, model_max_length = False, 512
-
-    def num_special_tokens_to_add(self, pair: bool) -> int:
-        return 3
-
-
 def test_a_slow_tokenizer_is_refused() -> None:
+    slow = MagicMock(spec=PreTrainedTokenizerBase, is_fast=False, model_max_length=512)
+    slow.num_special_tokens_to_add.return_value = 3
     with pytest.raises(TaskError) as caught:
-        TASK.encode(rows_of(UNEQUAL[0]), Slow(), 16)  # type: ignore[arg-type]
+        TASK.encode(rows_of(UNEQUAL[0]), slow, 16)
     assert str(caught.value) == ("question_answering needs a fast tokenizer, which knows the characters of its tokens.")
 
 

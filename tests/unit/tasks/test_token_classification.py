@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ import torch
 import transformers
 from torch import Tensor
 from torch.nn.functional import cross_entropy
+from transformers import PreTrainedTokenizerBase
 
 from steadytune.data import Examples, PaddingCollator
 from steadytune.tasks import TaskError, TokenClassification
@@ -93,7 +95,8 @@ def test_a_byte_level_tokenizer_reads_every_word_as_in_running_text(tmp_path: Pa
 
 
 def test_a_slow_tokenizer_is_refused() -> None:
-    slow: Any = SimpleNamespace(is_fast=False, model_max_length=64, num_special_tokens_to_add=lambda pair: 2)
+    slow = MagicMock(spec=PreTrainedTokenizerBase, is_fast=False, model_max_length=64)
+    slow.num_special_tokens_to_add.return_value = 2
     with pytest.raises(TaskError, match=r"^token_classification needs a fast tokenizer, which knows the words"):
         TASK.encode(ROWS, slow, 16)
 
