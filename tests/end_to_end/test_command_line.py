@@ -204,7 +204,7 @@ def test_doctor_says_what_can_act_what_it_does_to_one_batch_and_what_it_costs(wo
     acting = {key: facts for key, facts in found.items() if key != "topk"}
     assert {key for key, facts in acting.items() if facts["step_time_ratio"] > 0} == set(acting)
     assert {key for key, facts in acting.items() if facts["telemetry"]} == set(acting)
-    forward = {"asa": 2, "cat": 2, "lnsr": 2, "rdrop": 2, "r3f": 2, "pgd": 4, "freelb": 3, "smart": 4}
+    forward = {"asa": 2, "cat": 2, "lnsr": 2, "rdrop": 2, "r3f": 2, "pgd": 4, "freelb": 3, "smart": 4, "sam": 2}
     assert {key: facts["passes"]["forward"] for key, facts in acting.items()} == {k: forward.get(k, 1) for k in acting}
 
 
