@@ -37,7 +37,7 @@ def write_data(folder: Path) -> Path:
     return folder
 
 
-def write_model(folder: Path) -> Path:
+def write_model(folder: Path, seed: int = 0) -> Path:
     """A random two-layer BERT, with dropout, and a tokenizer that knows every word of the table."""
     words = [*FILLERS, *(word for group in WORDS.values() for word in group)]
     vocabulary = {word: i for i, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words])}
@@ -52,7 +52,7 @@ def write_model(folder: Path) -> Path:
         initializer_range=0.2,
     )
     with torch.random.fork_rng():
-        torch.manual_seed(0)
+        torch.manual_seed(seed)
         transformers.BertModel(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder

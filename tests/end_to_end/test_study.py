@@ -218,6 +218,24 @@ def test_if_all_trials_fail_the_final_runs_fail_and_say_why(run: Run) -> None:
     ]
 
 
+def test_recipes_with_models_of_their_own_hold_checkpoints_against_each_other(workshop: Path, run: Run) -> None:
+    for seed, name in enumerate(("one", "other"), start=1):
+        write_model(workshop / f"encoder-{name}", seed)
+        Path(f"{name}.yaml").write_text(f"name: {name}\nmodel: encoder-{name}\n")
+    write_plan(recipes=["plain", "one.yaml", "other.yaml"], search=None)
+    assert run("study plan.yaml -o checkpoints").code == 0
+    records = {record["cell"]["recipe"]: record for record in raw(Path("checkpoints")).values()}
+    assert {name: record["model_name"] for name, record in records.items()} == {
+        "plain": workshop.name,  # a folder named "model" goes by that of the run around it
+        "one": "encoder-one",
+        "other": "encoder-other",
+    }
+    assert len({record["model_revision"] for record in records.values()}) == 3
+    assert run("study plan.yaml -o checkpoints").code == 0  # their weights are those on record
+    write_model(workshop / "encoder-other", seed=3)
+    assert "the model's weights of" in run("study plan.yaml -o checkpoints").err
+
+
 def test_without_a_search_a_plan_is_its_final_runs(run: Run) -> None:
     write_plan(search=None)
     assert run("study plan.yaml -o direct").code == 0

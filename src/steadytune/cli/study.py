@@ -157,8 +157,8 @@ def _checked(path: str) -> "Plan":
             for protocol in plan.protocols:
                 data = plan.data(task, protocol).model_dump()
                 for seed in plan.seed_list:
-                    run = {"data": data, "model": plan.model, "recipe": recipe, "run": plan.run.model_dump()}
-                    validated(RunConfig, {**run, "seed": seed}, "")
+                    run = {"data": data, "recipe": recipe, "run": plan.run.model_dump()}
+                    validated(RunConfig, {**run, "model": recipe["model"] or plan.model, "seed": seed}, "")
         check_search(plan)
     return plan
 

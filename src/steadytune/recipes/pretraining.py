@@ -113,6 +113,11 @@ class PretrainConfig(BaseModel):
 
     @model_validator(mode="after")
     def _fits_together(self) -> "PretrainConfig":
+        if self.recipe.model not in (None, self.model):
+            raise ValueError(
+                f"recipe {self.recipe.name!r} starts from {self.recipe.model}, and the run from {self.model}; name the "
+                "same model with --model."
+            )
         if self.run.minutes is not None and self.recipe.longer != 1:
             raise ValueError(
                 f"recipe {self.recipe.name!r} trains longer by steps; with minutes every recipe has the same time, so "

@@ -44,6 +44,8 @@ class Recipe(BaseModel):
         methods: settings by method key, in the order of application.
         dropout: what it proposes for the encoder.
         longer: factor of the optimizer steps of a run, as in a baseline that trains longer.
+        model: what it starts from, a local folder or a hub name, so that a study can hold checkpoints against each
+            other; null for the model of the run.
         origin: where each value comes from, by "key.setting".
     """
 
@@ -54,6 +56,7 @@ class Recipe(BaseModel):
     methods: dict[str, dict[str, Any]] = {}
     dropout: Dropout = Dropout()
     longer: float = Field(1.0, ge=1, allow_inf_nan=False)
+    model: str | None = Field(None, min_length=1)
     origin: dict[str, str] = {}
 
     def build(self) -> tuple[Method, ...]:
@@ -153,12 +156,18 @@ def _stack(first: Recipe, second: Recipe) -> Recipe:
             f"recipes {first.name!r} and {second.name!r} set longer differently: {first.longer:g} and "
             f"{second.longer:g}."
         )
+    models = {recipe.model for recipe in (first, second)} - {None}
+    if len(models) > 1:
+        raise RecipeError(
+            f"recipes {first.name!r} and {second.name!r} start from different models: {first.model} and {second.model}."
+        )
     return Recipe(
         name=f"{first.name}+{second.name}",
         title=f"{first.title}; {second.title}",
         methods={**first.methods, **second.methods},
         dropout=Dropout(**dropout),
         longer=max(first.longer, second.longer),
+        model=first.model or second.model,
         origin={**first.origin, **second.origin},
     )
 

@@ -141,7 +141,7 @@ class RunConfig(BaseModel):
 
     Attributes:
         data: which rows.
-        model: "bundled", a local folder or a hub name.
+        model: "bundled", a local folder or a hub name; that of the recipe if it names one.
         recipe: methods, settings, dropout.
         run: the shared settings.
         seed: names every random stream of the run, but for that of the head if `run.head_seed` is given.
@@ -170,8 +170,20 @@ class RunConfig(BaseModel):
         block = validated(RunSettings, {**self.run.model_dump(), name: value}, "", path=lambda _: f"run.{name}")
         return self.model_copy(update={"run": block})
 
+    @model_validator(mode="before")
+    @classmethod
+    def _starts_from_the_model_of_the_recipe(cls, values: Any) -> Any:
+        recipe = values.get("recipe") if isinstance(values, dict) else None
+        own = recipe.model if isinstance(recipe, Recipe) else recipe.get("model") if isinstance(recipe, dict) else None
+        return values if own is None else {"model": own, **values}
+
     @model_validator(mode="after")
     def _fits_together(self) -> "RunConfig":
+        if self.recipe.model not in (None, self.model):
+            raise ValueError(
+                f"recipe {self.recipe.name!r} starts from {self.recipe.model}, and the run from {self.model}; leave "
+                "out one of the two."
+            )
         per_class, rows = self.run.examples_per_class, self.run.batch_size
         if per_class is not None and per_class > rows:
             raise ValueError(f"run.examples_per_class must be at most run.batch_size, {rows}; got {per_class}.")

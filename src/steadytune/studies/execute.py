@@ -95,7 +95,8 @@ def _check_inputs(store: StudyStore, outlook: Outlook) -> None:
         if record.status == "failed" or cell.get("role") == "trial" or expected is None:
             continue
         changed = "rows" if record.data_fingerprints != expected else ""
-        if record.config.get("after") is None and record.model_revision != outlook.model_revision:
+        started = str(record.config.get("model", ""))
+        if record.config.get("after") is None and record.model_revision != outlook.model_revisions.get(started):
             changed = "model's weights"
         if changed:
             raise PlanError(

@@ -36,7 +36,7 @@ class Outlook:
         data: what the data look like, by task and protocol.
         scored: text and second text ("" without one) of the test rows of all seeds, by task and row id.
         fingerprints: of the rows of each split, by task, protocol and seed.
-        model_revision: of the plan's model.
+        model_revisions: of every model that a recipe starts from, by its name.
     """
 
     steps: Mapping[Place, int]
@@ -47,7 +47,7 @@ class Outlook:
     data: Mapping[tuple[str, str], DataReport]
     scored: Mapping[str, Mapping[str, tuple[str, str]]]
     fingerprints: Mapping[tuple[str, str], Mapping[int, Mapping[str, str]]]
-    model_revision: str
+    model_revisions: dict[str, str]
 
 
 def look_ahead(plan: Plan) -> Outlook:
@@ -72,7 +72,7 @@ def look_ahead(plan: Plan) -> Outlook:
     data = {}
     scored: dict[str, dict[str, tuple[str, str]]] = {}
     prints: dict[tuple[str, str], dict[int, dict[str, str]]] = {}
-    model = ""
+    revisions: dict[str, str] = {}
     for task in plan.tasks:
         for protocol in plan.protocols:
             places = []
@@ -84,10 +84,11 @@ def look_ahead(plan: Plan) -> Outlook:
                     prints[task, protocol], texts = _rows_of_seeds(config, ready.dataset, plan.seed_list)
                     scored.setdefault(task, {}).update(texts)
                     asked = robustness_rows(plan.robustness(task), ready.task, ready.selection.train)
-                    model = model or revision(ready.source, ready.model.config)  # reads all weights: once is enough
                     plain = Trial(ready.model, (), _batch(ready, config), ready.task)
                     plain.seconds()
                     plain_seconds = plain.seconds()
+                if config.model not in revisions:
+                    revisions[config.model] = revision(ready.source, ready.model.config)
                 place = (task, protocol, recipe.name)
                 places.append(place)
                 batches = math.ceil(len(ready.rows["train"]) / plan.run.batch_size)
@@ -107,7 +108,7 @@ def look_ahead(plan: Plan) -> Outlook:
                 fixed = _OVERHEAD_SECONDS + (evaluated + once[place] / _PLAIN_UNITS) * plain_seconds
                 seconds[place] = (steps[place] + before) * own + fixed
                 fair_seconds[place] = (longer[place] * fair[place] + before) * own + fixed
-    return Outlook(steps, fair, units, seconds, fair_seconds, data, scored, prints, model)
+    return Outlook(steps, fair, units, seconds, fair_seconds, data, scored, prints, revisions)
 
 
 def _steps_before(config: RunConfig) -> int:

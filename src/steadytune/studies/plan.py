@@ -140,7 +140,7 @@ class Plan(BaseModel):
 
     Attributes:
         name: of the study.
-        model: "bundled", a local folder or a hub name.
+        model: "bundled", a local folder or a hub name, for every recipe that names no model of its own.
         tasks: by name, settings of `data` that name a data set; `robustness` lists further sets, as
             `SOURCE:SPLIT` or as settings of a `RobustnessSet`, that every trained model is also scored on.
         protocols: by name, settings of `data` that say which rows and what is done to them; `after` holds settings of
@@ -292,7 +292,8 @@ class Plan(BaseModel):
             RecipeError: a setting cannot be used.
         """
         data, first = self.data(task, protocol), self.after(protocol)
-        return RunConfig(data=data, model=self.model, recipe=recipe, run=self.run, seed=seed, after=first)
+        model = self.model if recipe.model is None else recipe.model
+        return RunConfig(data=data, model=model, recipe=recipe, run=self.run, seed=seed, after=first)
 
     def cells(self, steps: "dict[tuple[str, str, str], int] | None" = None) -> list[Cell]:
         """Every run, seeds outermost, so that an unfinished study is a smaller one.

@@ -51,7 +51,8 @@ def locate_model(given: str) -> ModelSource:
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise RunError(f"model folder {given} holds no config.json; name a folder of a model or of a finished run.")
-        return ModelSource(given, str(path), path.parent.name if path.name == "model" else path.name)
+        name = path.absolute().parent.name if path.name == "model" else path.name
+        return ModelSource(given, str(path), name)
     if path.exists():
         raise RunError(f"model {given} is a file; name the folder of a model or of a finished run.")
     if given.startswith((".", "/", "~")) or given.count("/") > 1 or ("/" in given and path.parent.is_dir()):

@@ -48,6 +48,12 @@ def test_longer_multiplies_steps_and_is_refused_with_minutes() -> None:
         config_of("plain-equal-time", minutes=1)
 
 
+def test_a_recipe_that_names_another_model_is_refused() -> None:
+    own = {"name": "own", "model": "some/encoder"}
+    with pytest.raises(RecipeError, match="recipe 'own' starts from some/encoder, and the run from bundled"):
+        validated(PretrainConfig, {"texts": {"train": ["a.txt"]}, "recipe": own, "run": {"steps": 3}}, "")
+
+
 def test_a_new_model_learns_faster_than_a_trained_one_unless_somebody_says_so() -> None:
     assert (config_of(steps=1).learning_rate, config_of(steps=1, model="new:2x32").learning_rate) == (1e-4, 1e-3)
     assert config_of(steps=1, learning_rate=0.5).learning_rate == 0.5

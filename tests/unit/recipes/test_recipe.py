@@ -233,6 +233,20 @@ def test_training_shorter_is_no_recipe(tmp_path: Path) -> None:
         load_recipe(written(tmp_path, "own", "longer: 0.5"))
 
 
+def test_a_stack_starts_from_the_model_that_one_part_names(tmp_path: Path) -> None:
+    own = written(tmp_path, "own", "model: some/encoder")
+    assert [load_recipe(name).model for name in ("scl", own, f"scl+{own}", f"{own}+scl")] == [
+        None,
+        *["some/encoder"] * 3,
+    ]
+
+
+def test_parts_that_start_from_different_models_are_refused(tmp_path: Path) -> None:
+    one, other = written(tmp_path, "one", "model: a/b"), written(tmp_path, "other", "model: c/d")
+    with pytest.raises(RecipeError, match="recipes 'one' and 'other' start from different models: a/b and c/d"):
+        load_recipe(f"{one}+{other}")
+
+
 def test_a_method_named_twice_is_refused() -> None:
     with pytest.raises(RecipeError, match=r"^recipes 'scl' and 'paper/scl' both set the method 'scl'; name it once"):
         load_recipe("scl+paper/scl")

@@ -189,3 +189,19 @@ def test_another_head_is_another_run() -> None:
     run = config(run=RunSettings(head_seed=0))
     assert run.essence() != config().essence()
     assert run.model_dump(mode="json") != config().model_dump(mode="json")
+
+
+def test_a_run_starts_from_the_model_that_its_recipe_names() -> None:
+    own = Recipe(name="own", model="some/encoder")
+    assert (config(recipe=own).model, config(recipe=own).learning_rate) == ("some/encoder", 2e-5)
+    assert config(recipe=own.model_dump()).model == "some/encoder"
+    assert config(recipe=own, model="some/encoder").model == "some/encoder"
+
+
+def test_a_run_that_names_another_model_than_its_recipe_is_refused() -> None:
+    with pytest.raises(ValueError, match="recipe 'own' starts from some/encoder, and the run from bundled; leave out"):
+        config(recipe=Recipe(name="own", model="some/encoder"), model="bundled")
+
+
+def test_where_a_recipe_names_no_model_the_run_is_what_it_was_before_recipes_could() -> None:
+    assert "model" not in config().essence()["recipe"]

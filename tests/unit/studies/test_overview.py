@@ -12,7 +12,7 @@ from steadytune.studies.overview import name_final_runs, write_overview
 from steadytune.studies.plan import Plan
 from steadytune.studies.search import changed, with_settings
 
-NOTHING_KNOWN = Outlook({}, {}, {}, {}, {}, {}, {}, {}, "")
+NOTHING_KNOWN = Outlook({}, {}, {}, {}, {}, {}, {}, {}, {})
 
 
 def plan(**changes: Any) -> Plan:

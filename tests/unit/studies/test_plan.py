@@ -66,6 +66,15 @@ def test_a_second_baseline_from_a_file_goes_by_its_name(tmp_path: Path) -> None:
     assert [(recipe.name, role) for recipe, role in arms] == [("plain", "baseline"), ("mine", "recipe")]
 
 
+def test_a_recipe_that_names_a_model_starts_from_it_and_the_others_from_that_of_the_plan(tmp_path: Path) -> None:
+    own = tmp_path / "own.yaml"
+    own.write_text("name: own\nmodel: some/encoder\n")
+    models = {
+        cell.recipe: cell.config.model for cell in plan(model="other/encoder", recipes=["plain", str(own)]).cells()
+    }
+    assert models == {"plain": "other/encoder", "own": "some/encoder"}
+
+
 def test_one_run_has_one_id_in_every_plan() -> None:
     alone = {cell.id for cell in plan(name="one", recipes=["plain"]).cells()}
     assert alone < {cell.id for cell in plan(name="other", recipes=["scl", "plain"]).cells()}
