@@ -145,6 +145,21 @@ def test_a_run_says_in_how_many_windows_it_reads_long_texts(place: Path) -> None
     assert 60 < windows <= 120
 
 
+@finding
+def test_a_run_says_how_many_answers_no_window_holds(place: Path, run: Any) -> None:
+    before = read_rows(place / "set" / "train.jsonl")
+    long = {**before[0], "context": LONG_TEXT, "answers": {"text": [LONG_TEXT], "answer_start": [0]}}
+    for split, count in (("train", 2), ("test", 1)):
+        rows = read_rows(place / "set" / f"{split}.jsonl")
+        write_rows(place / "set" / f"{split}.jsonl", [long] * count + rows[count:])
+    assert run(f"train set {SHORT.replace('=60', '=4')} -o other").code == 0
+    told = [note for note in record_of(place / "other")["data_notes"] if "no window holds" in note]
+    assert told == [
+        "split 'train': no window holds the answer of 2 rows, which are learnt as if they had none",
+        "split 'test': no window holds the answer of 1 rows",
+    ]
+
+
 @choosing
 def test_the_plain_model_gives_the_recorded_scores_of_choices(place: Path) -> None:
     model = AutoModelForMultipleChoice.from_pretrained(place / "run" / "model").eval()
@@ -239,7 +254,7 @@ def test_a_choice_is_shown_with_its_probability(place: Path, run: Any) -> None:
     shown = run("predict run new.jsonl").out.splitlines()
     for row, answer, known, text, line in zip(rows, answers, kept(place), shown[::2], shown[1::2], strict=True):
         assert answer["choice"] == int(np.argmax(known["logits"]))
-        assert answer["answer"] == f"{row['question']} {row['choices'][answer['choice']]}"
+        assert answer["answer"] == row["choices"][answer["choice"]]
         assert len(answer["probabilities"]) == len(row["choices"])
         assert (text, line) == (row["context"], f"  {answer['answer']} {max(answer['probabilities']):.1%}")
 

@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 import pytest
 import yaml
+from safetensors.numpy import load_file, save_file
 
 from steadytune.encoders.bundled import PACKAGE
 from steadytune.methods import METHODS
@@ -109,6 +111,32 @@ def test_evaluate_repeats_the_scores_of_the_run(workplace: Path, run: Run) -> No
     evaluated = run("evaluate cut long --json")
     assert json.loads(evaluated.out)["scores"] == json.loads(done.out)["scores"]["test"]
     assert run("predict cut -t a --max-length 65").code == 2  # more than the encoder reads
+
+
+@pytest.mark.parametrize("words", ["evaluate trained long.csv", "predict trained long.csv", "predict trained -t '{}'"])
+@pytest.mark.parametrize("form", ["", " --json"])
+def test_rows_that_are_cut_are_counted(words: str, form: str, workplace: Path, run: Run) -> None:
+    long = "good " + "day " * 40
+    Path("long.csv").write_text(f"text,label\n{long},pos\nbad day,neg\n")
+    done = run(words.format(long) + form)
+    assert done.code == 0
+    assert "note: 1 rows cut to 32 tokens\n" in done.err
+    assert "cut" not in done.out
+    assert "cut" not in run(words.format("good day").replace("long", "reviews") + form).err
+
+
+@pytest.mark.parametrize("words", ["evaluate trained reviews.csv", "predict trained reviews.csv -o out.csv"])
+@pytest.mark.parametrize("form", ["", " --json"])
+def test_a_model_whose_scores_are_no_numbers_answers_nothing(words: str, form: str, workplace: Path, run: Run) -> None:
+    file = "trained/model/model.safetensors"
+    broken = {name: np.full_like(values, np.nan) for name, values in load_file(file).items()}
+    save_file(broken, file, metadata={"format": "pt"})
+    done = run(words + form)
+    assert (done.code, done.out) == (2, "")
+    assert done.err.splitlines()[-1] == (
+        "steadytune: the model gives scores that are not finite for these rows; train it again, or name another."
+    )
+    assert not Path("out.csv").exists()
 
 
 def test_evaluate_shows_a_table(workplace: Path, run: Run) -> None:

@@ -19,7 +19,7 @@ def write_probes(folder: Path) -> None:
     probes = [
         {"text": "good day", "label": 2, "capability": "Vocabulary"},
         {"text": "bad day", "label": 0, "capability": "Vocabulary"},
-        {"text": "day", "label": 1, "capability": "Neutral"},
+        {"text": "day", "label": 1, "capability": "Vocabulary"},
         {"text": "fine meal", "label": 0, "capability": "Wrong"},  # of a label that no good model gives
     ]
     originals = [{"text": "good film", "label": 1}, {"text": "awful song", "label": 0}]
@@ -62,6 +62,11 @@ def test_a_model_is_scored_on_further_sets_by_group_and_pair(run: Run) -> None:
     assert pairs["sets"] == 2
 
 
+def test_a_model_alone_does_not_know_which_rows_it_was_trained_on(run: Run) -> None:
+    shown = json.loads(run("evaluate trained reviews.csv --also probes:original --json").out)
+    assert shown["robustness"]["own:original"]["met"] is None
+
+
 def test_the_tables_show_failure_rates_and_say_what_was_left_out(run: Run) -> None:
     done = run("evaluate trained reviews.csv --also probes:probes --also probes:original")
     assert done.code == 0
@@ -102,6 +107,7 @@ def test_every_run_of_a_comparison_is_scored_and_the_report_shows_it(run: Run) -
         found = record["robustness"]
         assert {name: scores["rows"] for name, scores in found.items()} == {"own:probes": 3, "own:original+revised": 4}
         assert found["own:probes"]["own_accuracy"] == pytest.approx(record["scores"]["test"]["accuracy"])
+        assert found["own:probes"]["met"] in range(4)  # of three rows
         assert "probes" not in json.dumps(record["config"])
     assert '<section id="robustness"' in Path("out/report.html").read_text()
     table = Path("out/tables/failures.csv").read_text()

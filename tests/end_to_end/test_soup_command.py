@@ -54,6 +54,12 @@ def change(name: str, edit: Callable[[dict[str, Any]], object]) -> None:
     Path(name, "record.json").write_text(json.dumps(record))
 
 
+def config_of(name: str, **values: Any) -> None:
+    """Set values in the configuration of the model of a run."""
+    path = Path(name, "model", "config.json")
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
 def weights(name: str) -> dict[str, np.ndarray]:
     return load_file(Path(name, "model", "model.safetensors"))
 
@@ -287,6 +293,12 @@ REFUSED: dict[str, tuple[Arrange, str, str]] = {
         edited("config", "run", "max_length", value=12),
         "a b",
         "a and b make no soup: run.max_length is 16 and 12; they must read texts alike.",
+    ),
+    "no answer": (
+        lambda place: config_of("b", allow_empty_answer=True),
+        "a b",
+        "a and b make no soup: a question may have no answer in one of them and not in the other; train them on rows "
+        "alike.",
     ),
     "the third of three": (
         lambda place: change("c", lambda record: record.update(status="failed")),

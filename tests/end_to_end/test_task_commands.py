@@ -102,7 +102,7 @@ class Case:
         plain_scores: from the plain model and tokenizer, the test rows and the folder of the run, without steadytune.
         asked: columns that `predict` needs.
         answer: columns of an answer, beside its id.
-        words: of `predict`, in place of a file; None where one text is not enough.
+        words: of `predict`, in place of a file.
         fault: a row that cannot be used, and what is said of it.
     """
 
@@ -112,7 +112,7 @@ class Case:
     plain_scores: Callable[[Any, Any, Sequence[Row], Path], dict[str, float]]
     asked: tuple[str, ...]
     answer: tuple[str, ...]
-    words: str | None
+    words: str
     fault: tuple[Row, str]
 
 
@@ -266,14 +266,10 @@ def test_predict_writes_the_same_answers_as_csv_with_lists_in_json(task: str, pl
                 assert (json.loads(cells[name]) if isinstance(value, list) else cells[name]) == value
 
 
-def test_predict_takes_words_where_one_text_is_enough(task: str, place: Path, run: Any) -> None:
+def test_predict_takes_words_in_place_of_a_file(task: str, place: Path, run: Any) -> None:
     words = TASKS[task].words
-    done = run(f"predict run -t '{words or 'a film'}'")
-    if words is None:
-        assert (done.code, done.out, len(done.err.splitlines())) == (2, "", 1)
-        assert "give a file in place of --text" in done.err
-    else:
-        assert (done.code, done.out.splitlines()[0]) == (0, words)
+    done = run(f"predict run -t '{words}'")
+    assert (done.code, done.out.splitlines()[0]) == (0, words)
 
 
 def test_recipes_are_compared_by_the_metric_of_the_task(task: str, place: Path, run: Any) -> None:
@@ -309,8 +305,6 @@ def test_a_row_that_cannot_be_used_gives_one_sentence(task: str, place: Path, ru
 def test_what_needs_one_class_per_text_is_refused_in_one_sentence(
     words: str, said: str, task: str, place: Path, run: Any
 ) -> None:
-    if task == "multiple_choice" and words.startswith("--k-shot"):
-        pytest.skip("a choice by its place is drawn like a class")
     done = run(f"train set {SHORT} --task {task} -o new {words}")
     assert (done.code, done.out, len(done.err.splitlines())) == (2, "", 1)
     assert said in done.err

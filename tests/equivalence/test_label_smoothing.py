@@ -7,7 +7,7 @@ from torch import Tensor
 from equivalence.straight_line import CLOSE, SEED, batch, forward, gradients, tiny_bert, trained
 from steadytune import LabelSmoothing, RDrop, RegularizedModel
 from steadytune.methods import MethodError
-from steadytune.tasks import Classification
+from steadytune.tasks import Classification, MultiLabel, Task, TokenClassification
 from tiny import tiny_model
 from tolerances import SAME
 
@@ -82,8 +82,20 @@ def test_telemetry_keeps_the_amount_and_there_is_one_pass() -> None:
 
 
 def test_regression_is_refused() -> None:
-    with pytest.raises(MethodError, match=r"^label_smoothing cannot act on a regression task: there are no classes"):
+    with pytest.raises(
+        MethodError, match=r"^label_smoothing cannot act on a regression task: it softens the class of a "
+    ):
         RegularizedModel(tiny_model("bert", num_labels=1), [LabelSmoothing()])
+
+
+@pytest.mark.parametrize("task", [MultiLabel(NAMES), TokenClassification(NAMES)], ids=lambda task: str(task.name))
+def test_tasks_whose_texts_have_several_labels_are_not_said_to_have_no_classes(task: Task) -> None:
+    with pytest.raises(MethodError) as caught:
+        LabelSmoothing().training_task(task)
+    assert str(caught.value) == (
+        f"label_smoothing cannot act on a {task.name} task: it softens the class of a text, and here a text does not "
+        "have one class; leave it out."
+    )
 
 
 def test_a_task_that_is_smoothed_already_is_refused() -> None:

@@ -29,7 +29,7 @@ REFUSED = {
     for key, reason in {
         "scl": "it pairs examples of equal class, and here an example does not have one class",
         "tmix": "it mixes texts that have one label each; leave it out",
-        "label_smoothing": "there are no classes to spread the target over; leave it out",
+        "label_smoothing": "it softens the class of a text, and here a text does not have one class; leave it out",
     }.items()
     for task in TASKS
 }
@@ -242,6 +242,35 @@ def test_a_method_without_a_meaning_for_the_task_is_refused(key: str, task: Answ
     with pytest.raises(MethodError) as caught:
         RegularizedModel(answer_model("bert", task), [method_class(key)()])
     assert str(caught.value) == REFUSED[key, task]
+
+
+def padded_on_the_left(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same rows; places of answers are counted without padding, so they stay."""
+    sizes = batch["attention_mask"].sum(dim=-1).flatten().tolist()
+    whole = batch["attention_mask"].shape
+    return {
+        name: value
+        if name == "labels"
+        else torch.stack([row.roll(-size, -1) for row, size in zip(value.flatten(0, -2), sizes, strict=True)]).view(
+            whole
+        )
+        for name, value in batch.items()
+    }
+
+
+def test_a_head_that_reads_every_token_takes_padding_on_either_side() -> None:
+    batch, model = answer_batch("deberta-v2", "question_answering"), answer_model("deberta-v2", "question_answering")
+    wrapper = RegularizedModel(model, [PGD()])
+    losses = [wrapper(**given).loss for given in (padded_on_the_left(batch), batch)]
+    torch.testing.assert_close(*losses, **EXACT)
+
+
+def test_a_head_that_reads_one_token_of_each_choice_needs_it_to_be_no_padding() -> None:
+    batch = padded_on_the_left(choice_batch("bert"))
+    with pytest.raises(
+        MethodError, match=r"^the token that the head reads \(position 0\) is padding in some rows; pad "
+    ):
+        RegularizedModel(answer_model("bert", "multiple_choice"), [PGD()])(**batch)
 
 
 def test_a_contrast_of_what_enters_the_label_map_needs_one_vector_per_text() -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from steadytune.data import DataError
+from steadytune.data.corpus import Piece
 from steadytune.data.packing import Masking, PackedSequences, frame_of, sequences_in, write_tokens
 from steadytune.methods.contract import MethodError
 from steadytune.recipes import PretrainConfig
@@ -80,11 +81,30 @@ def test_the_result_is_a_plain_checkpoint_with_its_tokenizer_and_nothing_else(pl
     assert read_pretraining(output) == record and record.status == "done"
 
 
+def test_the_record_names_the_tokenizer_by_what_it_does(place: Place, tmp_path: Path) -> None:
+    first, output = place.done("plain")
+    assert first.vocabulary == len(AutoTokenizer.from_pretrained(place.encoder))
+    continued = pretrain(place.config(model=output, steps=1), tmp_path / "run")
+    assert (continued.vocabulary, continued.tokenizer) == (first.vocabulary, first.tokenizer)
+    small, large = (place.done("plain", model="new:1x32", steps=1, vocabulary=size)[0] for size in (80, 100))
+    assert small.vocabulary < large.vocabulary <= 100
+    assert len({first.tokenizer, small.tokenizer, large.tokenizer}) == 3
+
+
+def test_record_and_card_name_a_shape_without_its_place(place: Place, tmp_path: Path) -> None:
+    _, output = place.done("plain")
+    record = pretrain(place.config(model=f"new:{output}/model/config.json", steps=1), tmp_path / "run")
+    assert record.model_name == "new:config.json"
+    card = (tmp_path / "run" / "model" / "README.md").read_text()
+    assert "new:config.json" in card and str(place.folder) not in card
+
+
 def test_the_scores_are_those_of_the_saved_model_on_the_fixed_masked_set(place: Place, tmp_path: Path) -> None:
     record, output = place.done("plain")
     tokenizer = AutoTokenizer.from_pretrained(output / "model")
     texts = place.dev.read_text().splitlines()
-    tokens, frame = write_tokens(texts, tokenizer, tmp_path / "dev.bin"), frame_of(tokenizer)
+    pieces = [Piece(text, begins=True) for text in texts]
+    tokens, frame = write_tokens(pieces, tokenizer, tmp_path / "dev.bin"), frame_of(tokenizer)
     there = sequences_in(tokens, frame, 16)
     rows = [i * there // 10 for i in range(10)]
     masking = Masking.of(tokenizer, 0.15, fixed_count=False)
@@ -163,6 +183,32 @@ def test_an_arm_is_plain_to_the_bit_until_its_share_begins(recipe: str, place: P
     assert arm.cost.pass_units == plain.cost.pass_units + 3 * 6
 
 
+def begun_by_step(record: PretrainRecord) -> dict[int, bool]:
+    return {int(line["step"] or 0): (line["asa/term"] or 0) > 0 for line in record.history}
+
+
+@pytest.mark.parametrize("plain", [0.0, 0.5, 0.8])
+def test_the_plain_share_counts_optimizer_steps_whatever_the_size_of_their_groups(plain: float, place: Place) -> None:
+    settings = {"steps": 10, "batch_size": 22, "accumulation_steps": 4, "logging_steps": 1}
+    record, _ = place.done("asa", plain_fraction=plain, **settings)
+    batches = -(-record.data["train"].sequences // 22)
+    assert batches % 4  # the last group of an epoch is smaller
+    assert begun_by_step(record) == {step: step > 10 * plain for step in range(1, 11)}
+
+
+def test_a_plain_share_that_takes_every_step_is_said(place: Place) -> None:
+    record, _ = place.done("asa", steps=3, plain_fraction=0.9)
+    said = "asa never acted: the plain share of the budget took every step; lower run.plain_fraction"
+    assert [notice for notice in record.notices if notice.startswith(said)]
+
+
+@pytest.mark.parametrize(("recipe", "is_said"), [("rdrop", True), ("asa", False), ("plain", False)])
+def test_a_plain_share_that_holds_a_method_not_back_is_said(recipe: str, is_said: bool, place: Place) -> None:
+    record, _ = place.done(recipe, steps=3)
+    said = "run.plain_fraction does not hold back rdrop, which acts from the first step on."
+    assert (said in record.notices) == is_said
+
+
 def test_the_fixed_masked_set_is_the_same_for_every_seed(place: Place, tmp_path: Path) -> None:
     first, start = place.done("plain")
     losses = [
@@ -190,18 +236,27 @@ def test_dropout_of_a_recipe_is_that_of_the_run(place: Place, tmp_path: Path) ->
     config = place.config(model="new:1x32", steps=1, dropout__hidden=0.0, dropout__attention=0.25)
     record = pretrain(config, tmp_path / "run")
     assert (record.dropout["hidden"], record.dropout["attention"]) == (0.0, 0.25)
-    assert record.model_revision == "new"
+    assert record.model_revision.startswith("new")
 
 
 # -- budgets ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_schedule_rises_and_falls_to_0_at_the_end_of_its_budget() -> None:
+def test_a_schedule_of_steps_rises_from_the_first_step_on_and_falls_to_0_at_the_end_of_its_budget() -> None:
     phases = Phases(steps=200, seconds=None, warmup=0.1, head=0.0, plain=0.0, points=10)
+    expected = pytest.approx([0.05, 0.1, 0.55, 1, 1, 0.5, 0, 0])
+    assert [phases.rate(step, 0.0) for step in (0, 1, 10, 19, 20, 110, 200, 300)] == expected
+
+
+def test_a_schedule_of_time_rises_and_falls_to_0_at_the_end_of_its_budget() -> None:
+    phases = Phases(steps=None, seconds=60.0, warmup=0.1, head=0.0, plain=0.0, points=10)
     expected = pytest.approx([0, 0.5, 1, 0.5, 0, 0])
-    assert [phases.rate(phases.share(step, 0.0)) for step in (0, 10, 20, 110, 200, 300)] == expected
-    timed = Phases(steps=None, seconds=60.0, warmup=0.1, head=0.0, plain=0.0, points=10)
-    assert [timed.rate(timed.share(7, seconds)) for seconds in (0, 3, 6, 33, 60, 90)] == expected
+    assert [phases.rate(7, seconds) for seconds in (0, 3, 6, 33, 60, 90)] == expected
+
+
+def test_a_single_step_learns(place: Place, tmp_path: Path) -> None:
+    record = pretrain(place.config(steps=1, head_fraction=0.0), tmp_path / "run")
+    assert record.curve[0].loss != record.curve[1].loss
 
 
 @pytest.fixture
@@ -247,6 +302,48 @@ def test_a_budget_of_time_goes_on_with_what_is_left_of_it(place: Place, tmp_path
     assert [point.step for point in record.curve] == sorted({point.step for point in record.curve})
 
 
+def test_without_a_plain_share_a_budget_of_time_has_no_plain_step(place: Place, tmp_path: Path, ticking: None) -> None:
+    record = pretrain(place.config("asa", minutes=1 / 60, plain_fraction=0.0, logging_steps=1), tmp_path / "run")
+    assert len(record.history) > 2 and all(begun_by_step(record).values())
+
+
+def test_with_a_budget_of_time_checkpoints_come_by_time_too(
+    place: Place, tmp_path: Path, ticking: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pretrainer, "CHECKPOINT_SECONDS", 0.3)
+    config = place.config(minutes=1 / 60, checkpoint_steps=1000, plain_fraction=0.0)
+    seconds = 0.0
+
+    def watch(progress: Progress) -> None:
+        nonlocal seconds
+        states = [json.loads(path.read_text()) for path in (tmp_path / "run").rglob(pretrainer.STATE_FILE)]
+        if len(states) == 2:
+            first, second = sorted(state["seconds"] for state in states)
+            seconds = second
+            assert first >= 0.3 and second - first >= 0.3
+            raise Killed
+
+    with pytest.raises(Killed):
+        pretrain(config, tmp_path / "run", watch=watch)
+    assert seconds < 1
+    record = pretrain(config, tmp_path / "run")
+    assert record.resumed_from_step is not None and 1.0 <= record.cost.train_seconds < 1.1
+
+
+def test_the_clock_waits_for_the_device_where_a_line_a_checkpoint_or_the_end_does(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at, waited = [1], []
+    monkeypatch.setattr(pretrainer, "finish_queued", lambda device: waited.append(at[0]))
+
+    def watch(progress: Progress) -> None:
+        at[0] = progress.step + 1
+
+    config = place.config(steps=10, logging_steps=3, checkpoint_steps=4, eval_points=1)
+    pretrain(config, tmp_path / "run", watch=watch)
+    assert sorted(set(waited)) == [1, 3, 4, 6, 8, 9, 10, 11]  # measured before the first step and after the last
+
+
 def test_a_method_that_must_know_the_steps_is_refused_a_budget_of_time(place: Place, tmp_path: Path) -> None:
     with pytest.raises(RunError, match="averaging must know the number of steps beforehand; give --steps"):
         pretrain(place.config("swa", minutes=1), tmp_path / "run")
@@ -284,8 +381,23 @@ def assert_like_unbroken(output: Path, unbroken: Path) -> None:
         ("asa-control-random", {"plain_fraction": 0.0, "accumulation_steps": 2, "fixed_count": True}, 10, 8),
         ("plain", {"steps": 40, "batch_size": 8, "checkpoint_steps": 12}, 30, 24),
         ("plain", {"model": "new:1x32"}, 11, 8),
+        ("asa", {"plain_fraction": 0.1, "checkpoint_steps": 3, "logging_steps": 2}, 8, 6),
+        ("asa", {"plain_fraction": 0.1, "checkpoint_steps": 3, "logging_steps": 2}, 5, 3),
+        ("plain", {"precision": "bfloat16", "gradient_checkpointing": True}, 7, 4),
+        ("asa", {"plain_fraction": 0.5, "batch_size": 22, "accumulation_steps": 4}, 7, 4),
     ],
-    ids=["early", "adversary at work", "adversary to come", "accumulated", "in a later epoch", "new model"],
+    ids=[
+        "early",
+        "adversary at work",
+        "adversary to come",
+        "accumulated",
+        "in a later epoch",
+        "new model",
+        "between lines, even",
+        "between lines, odd",
+        "mixed precision",
+        "groups of several sizes",
+    ],
 )
 def test_a_run_stopped_at_any_step_ends_like_an_unbroken_one_to_the_bit(
     recipe: str, settings: dict[str, Any], step: int, resumed_from: int | None, place: Place, tmp_path: Path
@@ -318,6 +430,22 @@ def test_a_run_stopped_before_or_after_training_ends_the_same(
         pretrain(config, tmp_path / "run")
     pretrain(config, tmp_path / "run")
     assert_like_unbroken(tmp_path / "run", place.done("plain", model="new:1x32")[1])
+
+
+def test_what_a_run_left_that_was_stopped_after_its_record_is_removed(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: Any, **__: Any) -> None:
+        raise Killed
+
+    config = place.config(model="new:1x32", steps=5)
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        patched.setattr(pretrain_module, "discard_inputs", stop)
+        pretrain(config, tmp_path / "run")
+    assert (tmp_path / "run" / "tokens").is_dir() and (tmp_path / "run" / "record.json").is_file()
+    with pytest.raises(RunError, match="already holds a finished run"):
+        pretrain(config, tmp_path / "run")
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {"model", "record.json", "run.yaml"}
 
 
 def test_texts_that_changed_before_the_first_checkpoint_are_read_anew(place: Place, tmp_path: Path) -> None:
@@ -405,4 +533,11 @@ def test_texts_that_cannot_be_read_are_refused_and_leave_nothing(place: Place, t
 
 
 def test_a_method_that_needs_classes_is_refused(place: Place, tmp_path: Path) -> None:
-    refused(place.config("scl"), tmp_path / "run", "", MethodError)
+    refused(place.config("scl"), tmp_path / "run", "^scl .*class", MethodError)
+
+
+@pytest.mark.parametrize("is_copied", [False, True])
+def test_texts_that_are_learned_from_are_not_measured_on(is_copied: bool, place: Place, tmp_path: Path) -> None:
+    dev = write_texts(tmp_path / "dev.txt") if is_copied else place.texts
+    config = pretraining_of(place.texts, place.encoder, dev=dev)
+    refused(config, tmp_path / "run", "is both measured on and learned from.*; leave it out of one", DataError)

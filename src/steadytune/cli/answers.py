@@ -22,7 +22,7 @@ def answers_of(rows: "Examples", decoded: Sequence[Answer]) -> list[dict[str, An
         rows: that were asked.
         decoded: what the task makes of the model's predictions.
     """
-    pairs = rows.pairs or (None,) * len(rows)
+    pairs = rows.choices or rows.pairs or (None,) * len(rows)
     return [
         {"id": row_id, **_asked(text, pair, answer)}
         for row_id, text, pair, answer in zip(rows.ids, rows.texts, pairs, decoded, strict=True)

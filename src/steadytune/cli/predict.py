@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from steadytune.data import Examples
     from steadytune.recipes import RunConfig
     from steadytune.tasks import Task
+    from steadytune.training.inference import Predicted
 
 
 def evaluate(
@@ -35,8 +36,7 @@ def evaluate(
     from steadytune.cli.robustness import show_robustness
     from steadytune.data import DataError, available_splits, load_dataset
     from steadytune.data.robustness import RobustnessSet
-    from steadytune.encoders.bundled import AFFECTED_SETS
-    from steadytune.training.robustness import robustness_rows, score_sets
+    from steadytune.training.robustness import classes_of, met_texts, robustness_rows, score_sets
 
     quiet_libraries()
     task, network, tokenizer = _load(model)
@@ -63,17 +63,24 @@ def evaluate(
     sets = robustness_rows(wanted, task, rows)
     length = max_length or _trained_length(model, tokenizer)
     predicted = _predicted(network, tokenizer, task, rows, length, batch_size)
-    scores = {chosen: task.scores(predicted, rows.labels or ())}
-    own = ([int(row.argmax()) for row in predicted], rows.labels or ()) if sets else ((), ())
-    found = score_sets(sets, network, task, tokenizer, max_length=length, batch_size=batch_size, own=own)
+    scores = {chosen: task.scores(predicted.rows, rows.labels or ())}
+    encoder = None if trained is None else trained.model
+    found = score_sets(
+        sets,
+        network,
+        task,
+        tokenizer,
+        max_length=length,
+        batch_size=batch_size,
+        own=(classes_of(predicted), rows.labels or ()) if sets else ((), ()),
+        encoder=encoder,
+    )
     if as_json:
         shown = {"model": model, "data": data, "split": chosen, "rows": len(rows), "scores": scores[chosen]}
         beside = {name: one.model_dump(mode="json") for name, one in found.items()}
         print_json({**shown, **({"robustness": beside} if also else {})})
         return 0
-    met = trained is not None and trained.model == "bundled" and dataset.name in AFFECTED_SETS
-    known = [f"the bundled encoder has met texts of {dataset.name} in its own training"] if met else []
-    for note in (*dataset.notes, *known):
+    for note in (*dataset.notes, *met_texts(encoder, dataset.name)):
         err.print(f"note: {note}", markup=False, soft_wrap=True)
     out.print(score_table(scores, {chosen: len(rows)}))
     if found:
@@ -128,7 +135,7 @@ def predict(
         rows = next(iter(dataset.splits.values()))
     length = max_length or _trained_length(model, tokenizer)
     predicted = _predicted(network, tokenizer, task, rows, length, batch_size)
-    answers = answers_of(rows, task.decode(predicted))
+    answers = answers_of(rows, task.decode(predicted.rows))
     if output is not None:
         write_answers(Path(output), answers)
         for note in notes:
@@ -211,10 +218,19 @@ def _trained_length(model: str, tokenizer: Any) -> int:
     return trained.run.max_length if trained is not None else min(128, int(tokenizer.model_max_length))
 
 
-def _predicted(network: Any, tokenizer: Any, task: "Task", rows: "Examples", max_length: int, batch_size: int) -> Any:
+def _predicted(
+    network: Any, tokenizer: Any, task: "Task", rows: "Examples", max_length: int, batch_size: int
+) -> "Predicted":
+    """Finite predictions; says how many rows were cut."""
     from steadytune.data import PaddingCollator
     from steadytune.training.inference import predict as predict_rows
+    from steadytune.training.loading import RunError
 
     encoded = task.encode(rows, tokenizer, max_length)
     collator = PaddingCollator(tokenizer, task.label_dtype, labels_by_token=task.labels_by_token)
-    return predict_rows(network, task, encoded, collator, batch_size).rows
+    predicted = predict_rows(network, task, encoded, collator, batch_size)
+    if not predicted.finite:
+        raise RunError("the model gives scores that are not finite for these rows; train it again, or name another.")
+    if encoded.truncated_rows:
+        err.print(f"note: {encoded.truncated_rows} rows cut to {max_length} tokens", soft_wrap=True)
+    return predicted

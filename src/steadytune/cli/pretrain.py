@@ -151,8 +151,9 @@ def _config(
         raise RecipeError("no texts given; name files or folders after `steadytune pretrain`.")
     parsed = [parse_setting(text) for text in settings]
     base["run"] |= {name: value for key, name, value in parsed if key == "run"}
-    for kind, values in ((TextSettings, base["texts"]), (PretrainSettings, base["run"])):
-        validated(kind, values, "", path=lambda loc: f"--{loc[-1].replace('_', '-')}")
+    flags = {name: f"--{name.replace('_', '-')}" for name in run}
+    validated(TextSettings, base["texts"], "texts")
+    validated(PretrainSettings, base["run"], "", path=lambda loc: flags.get(loc[-1], f"run.{loc[-1]}"))
     chosen = validated(PretrainConfig, base, "", path=lambda loc: f"--{'.'.join(loc)}")
     for key, name, value in parsed:
         if key != "run":

@@ -1,11 +1,11 @@
 """Rows whose label is an answer: one of several choices, or a part of the text."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from steadytune.data.examples import Columns, Examples, row_texts
-from steadytune.data.tables import DataError, Table
+from steadytune.data.examples import Columns, Examples, check_text, row_texts
+from steadytune.data.tables import DataError, Table, listed
 
 QUESTION = "question"
 """The column whose text stands before each choice of a row, where it is not the row's own text."""
@@ -25,44 +25,61 @@ def multiple_choice(table: Table, columns: Columns, names: tuple[str, ...], ids:
         DataError: a text, a choice or a label cannot be used.
     """
     assert columns.pair is not None
-    choices, labels = [], []
+    pairs, choices, labels = [], [], []
     for index, row in enumerate(table.rows):
-        given, letters = _choices(table, index, columns.pair)
+        given, called = _choices(table, index, columns.pair)
         asked = None if columns.text == QUESTION else row.get(QUESTION)
         if asked is not None and not isinstance(asked, str):
             raise DataError(f"{table.at(index)}: {QUESTION!r} must be a text; got {asked!r:.40}.")
-        choices.append(tuple(f"{asked or ''} {choice}".strip() for choice in given))
+        check_text(table, index, QUESTION, asked or "")
+        for choice in given:
+            check_text(table, index, columns.pair, choice)
+        pairs.append(tuple(f"{asked or ''} {choice}".strip() for choice in given))
+        choices.append(tuple(given))
         if columns.label is not None:
-            labels.append(_place(table, index, columns.label, letters))
+            labels.append(_place(table, index, columns.label, len(given), called))
     found = None if columns.label is None else tuple(labels)
-    return Examples(ids, row_texts(table, columns.text), tuple(choices), found)
+    return Examples(ids, row_texts(table, columns.text), tuple(pairs), found, tuple(choices))
 
 
 def _choices(table: Table, index: int, column: str) -> tuple[list[str], list[str]]:
     """The choices of a row, and what its label may call them beside their numbers."""
-    value = _value(table, index, column)
-    letters: Sequence[str] = _LETTERS
+    value, names = _value(table, index, column), None
     if isinstance(value, Mapping):  # as some sets on the hub have them
-        letters, value = value.get("label") or _LETTERS, value.get("text")
+        names = value.get("label")
+        value = value.get("text")
     if isinstance(value, str):
         value = [part.strip() for part in value.split(";") if part.strip()]
     if not isinstance(value, list) or len(value) < 2 or not all(isinstance(one, str) and one.strip() for one in value):
         raise DataError(f"{table.at(index)}: {column!r} must be a list of two texts or more; got {value!r:.40}.")
-    return value, list(letters[: len(value)])
+    if not names:
+        return value, list(_LETTERS[: len(value)])
+    texts = isinstance(names, list) and all(isinstance(one, str) for one in names)
+    if not texts or not len(set(names)) == len(names) == len(value):
+        raise DataError(
+            f"{table.at(index)}: 'label' in {column!r} must be a list of distinct texts, one for each choice; got "
+            f"{names!r:.40}."
+        )
+    return value, names
 
 
-def _place(table: Table, index: int, column: str, letters: list[str]) -> int:
+def _place(table: Table, index: int, column: str, choices: int, names: list[str]) -> int:
     """Which choice is right, counted from 0."""
     label = table.rows[index].get(column)
-    if isinstance(label, str) and label.strip() in letters:
-        return letters.index(label.strip())
-    place = int(label) if isinstance(label, str) and label.strip().isdecimal() else label
-    if type(place) is not int or not 0 <= place < len(letters):
+    name = str(label).strip() if type(label) in (int, str) else ""
+    if name in names:
+        return names.index(name)
+    if any(one.isdecimal() for one in names):
         raise DataError(
-            f"{table.at(index)}: the label in {column!r} must be an integer from 0 to {len(letters) - 1}, the index of "
-            f"a choice, or a letter from {letters[0]} to {letters[-1]}; got {label!r:.40}."
+            f"{table.at(index)}: the label in {column!r} must be a name of a choice, {listed(names)}; got "
+            f"{label!r:.40}."
         )
-    return place
+    if not name.isdecimal() or int(name) >= choices:
+        raise DataError(
+            f"{table.at(index)}: the label in {column!r} must be an integer from 0 to {choices - 1}, the index of a "
+            f"choice, or a letter from {names[0]} to {names[-1]}; got {label!r:.40}."
+        )
+    return int(name)
 
 
 def hides_choices(table: Table, column: str | None) -> bool:
@@ -94,7 +111,11 @@ def question_answering(table: Table, columns: Columns, names: tuple[str, ...], i
     for index, text in enumerate(texts):
         answers = _answers(table, index, columns.label)
         for said, start in answers:
-            if not said or start < 0 or text[start : start + len(said)] != said:
+            if not said.strip():
+                raise DataError(
+                    f"{table.at(index)}: the answer {said!r:.40} is blank; write no answer as two empty lists."
+                )
+            if start < 0 or text[start : start + len(said)] != said:
                 raise DataError(
                     f"{table.at(index)}: the answer {said!r:.40} does not stand at character {start} of the text; "
                     "write no answer as two empty lists."

@@ -37,7 +37,8 @@ class SplitReport:
             A row of several classes counts for each; where words are tagged, words are counted.
         unseen_labels: names of the classes or tags that occur here and not in train.
         scores: distribution of the labels of a regression; None otherwise.
-        words: distribution of the number of words of a row, both texts of a pair together; None without rows.
+        words: distribution of the number of words of a row, both texts of a pair together; of several
+            choices the longest counts. None without rows.
         empty_texts: rows of which a text is blank.
     """
 
@@ -150,9 +151,18 @@ def _split_report(rows: Examples, dataset: Dataset, train: Examples | None) -> S
         labels=labels,
         unseen_labels=unseen,
         scores=scores,
-        words=_quartiles([sum(len(text.split()) for text in parts) for parts in texts]),
+        words=_quartiles(_words(rows)),
         empty_texts=sum(not all(text.strip() for text in parts[:columns]) for parts in texts),
     )
+
+
+def _words(rows: Examples) -> list[int]:
+    """Words of each row: of both texts, or of the text and of one choice, as they are read together."""
+    beside = [pair if isinstance(pair, tuple) else (pair,) for pair in rows.pairs or [""] * len(rows)]
+    return [
+        len(text.split()) + max(len(one.split()) for one in pairs)
+        for (text, _), pairs in zip(contents(rows), beside, strict=True)
+    ]
 
 
 def _each(labels: Sequence[Any]) -> Iterator[int]:

@@ -30,6 +30,7 @@ class Examples:
         pairs: the second text of each row, or None where rows have one text; for a multiple choice its choices.
         labels: class indices; scores for regression; indices of all classes of a row, or of the tags of its words;
             answers with the character at which they begin; or None where there are no labels.
+        choices: of a multiple choice, as in the data, while `pairs` may have a question before each; otherwise None.
     Raises:
         ValueError: the tuples differ in length.
     """
@@ -38,9 +39,11 @@ class Examples:
     texts: tuple[Any, ...]
     pairs: tuple[Any, ...] | None = None
     labels: tuple[Any, ...] | None = None
+    choices: tuple[tuple[str, ...], ...] | None = None
 
     def __post_init__(self) -> None:
-        for name, column in (("texts", self.texts), ("pairs", self.pairs), ("labels", self.labels)):
+        for name in ("texts", "pairs", "labels", "choices"):
+            column = getattr(self, name)
             if column is not None and len(column) != len(self.ids):
                 raise ValueError(f"{name} must have one entry per id ({len(self.ids)}); got {len(column)}.")
 
@@ -54,6 +57,7 @@ class Examples:
             texts=tuple(self.texts[i] for i in indices),
             pairs=None if self.pairs is None else tuple(self.pairs[i] for i in indices),
             labels=None if self.labels is None else tuple(self.labels[i] for i in indices),
+            choices=None if self.choices is None else tuple(self.choices[i] for i in indices),
         )
 
     def fingerprint(self) -> str:
@@ -156,7 +160,7 @@ def row_ids(table: Table, split: str) -> tuple[str, ...]:
         return tuple(f"{split}-{index}" for index in range(len(table.rows)))
     seen: dict[str, int] = {}
     for index, row in enumerate(table.rows):
-        if _is_missing(row.get("id")):
+        if is_missing(row.get("id")):
             raise DataError(f"{table.at(index)} has no id; fill the column 'id' or remove it.")
         first = seen.setdefault(str(row["id"]), index)
         if first != index:
@@ -176,14 +180,28 @@ def row_texts(table: Table, column: str) -> tuple[str, ...]:
     values = tuple(row.get(column) for row in table.rows)
     for index, value in enumerate(values):
         if not isinstance(value, str):
-            got = "nothing" if _is_missing(value) else f"{value!r:.40}"
+            got = "nothing" if is_missing(value) else f"{value!r:.40}"
             raise DataError(f"{table.at(index)}: {column!r} must be a text; got {got}.")
-        if len(value) > MAX_TEXT_CHARACTERS:
-            size = f"{len(value):,} characters, over {MAX_TEXT_CHARACTERS:,}"
-            raise DataError(f"{table.at(index)}: {column!r} has {size}; split or shorten this text.")
-        if not value.isascii() and re.search("[\ud800-\udfff]", value):
-            raise DataError(f"{table.at(index)}: {column!r} holds half a character (a lone surrogate); write it anew.")
+        check_text(table, index, column, value)
     return values  # type: ignore[return-value]
+
+
+def check_text(table: Table, index: int, column: str, text: str) -> None:
+    """Whether a tokenizer can read a text.
+
+    Args:
+        table: where it stands.
+        index: of its row.
+        column: in which it stands.
+        text: all of the cell.
+    Raises:
+        DataError: it is too long or broken.
+    """
+    if len(text) > MAX_TEXT_CHARACTERS:
+        size = f"{len(text):,} characters, over {MAX_TEXT_CHARACTERS:,}"
+        raise DataError(f"{table.at(index)}: {column!r} has {size}; split or shorten this text.")
+    if not text.isascii() and re.search("[\ud800-\udfff]", text):
+        raise DataError(f"{table.at(index)}: {column!r} holds half a character (a lone surrogate); write it anew.")
 
 
 def _named(table: Table, column: str) -> list[str]:
@@ -192,7 +210,7 @@ def _named(table: Table, column: str) -> list[str]:
     names = []
     for index, row in enumerate(table.rows):
         value = row.get(column)
-        if _is_missing(value):
+        if is_missing(value):
             raise DataError(f"{table.at(index)}: the label in {column!r} is missing; fill it or remove the row.")
         if classes is None and isinstance(value, (str, int, float)):
             whole = isinstance(value, float) and value.is_integer()
@@ -255,7 +273,8 @@ def is_hidden(table: Table, column: str) -> bool:
     return column in table.class_names and all(row.get(column) == -1 for row in table.rows)
 
 
-def _is_missing(value: object) -> bool:
+def is_missing(value: object) -> bool:
+    """Whether a cell holds nothing, white space or "nan"."""
     return value is None or str(value).strip().lower() in ("", "nan")
 
 

@@ -18,6 +18,7 @@ from torch.utils.data import Dataset as TorchDataset
 from torch.utils.data import Sampler
 from transformers import PreTrainedTokenizerBase
 
+from steadytune.data.corpus import Piece
 from steadytune.data.tables import DataError
 from steadytune.functional import keyed_seed
 
@@ -70,13 +71,13 @@ def frame_of(tokenizer: PreTrainedTokenizerBase) -> Frame:
 
 @dataclass(frozen=True)
 class TokenFile:
-    """The tokens of many texts in one file, each text closed by a separator; read piece by piece.
+    """The tokens of many texts in one file, each piece of a text closed by a separator; read part by part.
 
     Attributes:
         path: where it lies.
         dtype: of its numbers.
         tokens: how many, separators included.
-        texts: how many.
+        texts: how many; one in several pieces counts once.
     """
 
     path: Path
@@ -95,11 +96,11 @@ class TokenFile:
         return np.fromfile(self.path, self.dtype, count, offset=offset).astype(np.int64)
 
 
-def write_tokens(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, path: Path) -> TokenFile:
+def write_tokens(pieces: Iterable[Piece], tokenizer: PreTrainedTokenizerBase, path: Path) -> TokenFile:
     """Tokenize texts into a file, a few at a time; what an interrupted call left is replaced.
 
     Args:
-        texts: in order.
+        pieces: of the texts, in order.
         tokenizer: of the model.
         path: where to; beside it a `.json` says what it holds, and is written last.
     """
@@ -110,14 +111,18 @@ def write_tokens(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, path:
     description = path.with_suffix(".json")
     description.unlink(missing_ok=True)
     with path.open("wb") as file:
-        for batch in _batches(texts):
-            found = tokenizer(
-                batch, add_special_tokens=False, return_attention_mask=False, return_token_type_ids=False, verbose=False
-            )
-            rows = [row for row in found["input_ids"] if row]
-            flat = np.array([token for row in rows for token in (*row, separator)], dtype=dtype)
+        for batch in _batches(pieces):
+            rows = tokenizer(
+                [piece.text for piece in batch],
+                add_special_tokens=False,
+                return_attention_mask=False,
+                return_token_type_ids=False,
+                verbose=False,
+            )["input_ids"]
+            flat = np.array([token for row in rows if row for token in (*row, separator)], dtype=dtype)
             flat.tofile(file)
-            count, tokens = count + len(rows), tokens + len(flat)
+            count += sum(piece.begins for piece, row in zip(batch, rows, strict=True) if row)
+            tokens += len(flat)
     written = TokenFile(path, dtype, tokens, count)
     aside = description.with_name(f".{description.name}.{os.getpid()}")
     aside.write_text(json.dumps({**asdict(written), "path": path.name}), encoding="utf-8")
@@ -126,24 +131,26 @@ def write_tokens(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, path:
 
 
 def open_tokens(path: Path) -> TokenFile | None:
-    """A file that `write_tokens` finished; None if there is no such file.
+    """A file that `write_tokens` finished; None if there is no such file, or not all of it.
 
     Args:
         path: where it should lie.
     """
     try:
         found = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-        return TokenFile(path, found["dtype"], found["tokens"], found["texts"])
-    except (OSError, ValueError, KeyError):
+        written = TokenFile(path, found["dtype"], found["tokens"], found["texts"])
+        whole = path.stat().st_size == written.tokens * np.dtype(written.dtype).itemsize
+    except (OSError, ValueError, KeyError, TypeError):
         return None
+    return written if whole else None
 
 
-def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
-    held: list[str] = []
+def _batches(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
+    held: list[Piece] = []
     size = 0
-    for text in texts:
-        held.append(text)
-        size += len(text)
+    for piece in pieces:
+        held.append(piece)
+        size += len(piece.text)
         if len(held) >= _TEXTS_AT_ONCE or size >= _CHARACTERS_AT_ONCE:
             yield held
             held, size = [], 0

@@ -9,13 +9,14 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from steadytune.data.examples import Examples, choose_columns, label_names_of
+from steadytune.data.examples import Examples, is_missing
 from steadytune.data.pairing import paired_rows
 from steadytune.data.sources import DEV_NAMES, available_splits, load_dataset, read_split
 from steadytune.data.tables import DataError, Table, listed
 
 SLICES = {"heuristic": True, "subcase": False, "capability": False, "test": False, "original": False}
 """Columns whose values are scored apart where a set has them; true: apart by label too, as HANS' authors do."""
+_YES_OR_NO = "original"  # of those, the one that tells whether a row is an original
 _SETS = "group"  # the column that names the contrast set of a row
 _SAME = {"non_entailment": "not_entailment", "pos": "positive", "neg": "negative"}
 _PARTS = {"not_entailment": ("neutral", "contradiction")}  # a class and those that make it up
@@ -31,9 +32,9 @@ class RobustnessSet(BaseModel):
             else dev, else the first.
         name: in records and tables; null for that of the data set and its split.
         labels: class of the model by label of the set, for labels of another name; null leaves their rows out.
-        slices: columns whose values are scored apart; null for the known ones among heuristic, subcase, capability,
-            test and original.
-        sets: column that names the contrast set of a row; null for `group` where there is one.
+        slices: columns whose values are scored apart; null for those of heuristic, subcase, capability and test that
+            have at least two rows for each value on average, and for original if it says yes or no.
+        sets: column that names the contrast set of a row, empty for a row of none; null for `group` where there is one.
         text_column: for tables; inferred if null.
         pair_column: for tables; inferred if null.
         label_column: for tables; inferred if null.
@@ -85,7 +86,7 @@ class RobustnessRows:
         labels: class of each row, in words that `classes` has too.
         classes: what each class of the model counts as, in the order of its classes.
         slices: by column, the value of each row.
-        sets: contrast set of each row, None for a row of no set; None if there are no sets.
+        sets: contrast set of each row, None for a row of no set or of one that lost a row; None if there are no sets.
         left_out: rows that are not scored, since the model has no such class.
         notes: what was matched, merged or left out.
     """
@@ -218,7 +219,8 @@ def _read_set(wanted: RobustnessSet, classes: Sequence[str], pairs: bool) -> Rob
     if not kept:
         raise DataError(f"{name}: no row has a label that the model knows; score another set.")
     gold = [str(counted[given[place]]) for place in kept]
-    sets = _sets(wanted, read, names, name)
+    sets, parted = _whole(_sets(wanted, read, names, name), kept)
+    slices, not_apart = _slices(wanted, read, names, kept, gold)
     unknown = [
         f"{count} rows labelled {label!r} are left out: the model has no such class"
         for label, count in sorted(Counter(given).items())
@@ -230,10 +232,10 @@ def _read_set(wanted: RobustnessSet, classes: Sequence[str], pairs: bool) -> Rob
         rows=_joined([one.rows for one in read]).select(kept),
         labels=tuple(gold),
         classes=match.classes,
-        slices=_slices(wanted, read, names, kept, gold),
-        sets=None if sets is None else tuple(sets[place] for place in kept),
+        slices=slices,
+        sets=sets,
         left_out=len(given) - len(kept),
-        notes=(*match.notes, *unknown),
+        notes=(*match.notes, *unknown, *parted, *not_apart),
     )
 
 
@@ -256,16 +258,13 @@ def _splits(wanted: RobustnessSet) -> list[str]:
 
 def _read(source: str, split: str, columns: tuple[str | None, str | None, str | None]) -> _Read:
     text, pair, label = columns
-    table, names = read_split(source, split), None
-    if Path(source).is_file():  # one class is enough where nothing is trained
-        names = label_names_of(table, choose_columns(table, False, columns, True).label, None)
     found = load_dataset(
-        source, splits=[split], text_column=text, pair_column=pair, label_column=label, label_names=names
+        source, splits=[split], text_column=text, pair_column=pair, label_column=label, require_classes=False
     )
     if found.task != "classification":
         raise DataError(f"{source}: a robustness set has classes as labels; split {split!r} is for {found.task}.")
     rows = found.splits[split]
-    return _Read(found.name, rows, found.label_names, table)
+    return _Read(found.name, rows, found.label_names, read_split(source, split))
 
 
 def _joined(parts: Sequence[Examples]) -> Examples:
@@ -277,8 +276,10 @@ def _joined(parts: Sequence[Examples]) -> Examples:
 
 def _slices(
     wanted: RobustnessSet, read: Sequence[_Read], splits: Sequence[str], kept: Sequence[int], gold: Sequence[str]
-) -> dict[str, tuple[str, ...]]:
+) -> tuple[dict[str, tuple[str, ...]], list[str]]:
+    """By column, the value of each row; and a note on each known column whose values name no groups."""
     found: dict[str, tuple[str, ...]] = {}
+    notes = []
     if len(read) > 1:
         origin = [split for split, one in zip(splits, read, strict=True) for _ in one.rows.ids]
         found["split"] = tuple(origin[place] for place in kept)
@@ -286,22 +287,43 @@ def _slices(
         if wanted.slices is None and not all(_holds_words(one.table, column) for one in read):
             continue
         values = _column(read, column)
+        if wanted.slices is None and (reason := _no_groups(column, values)):
+            notes.append(f"{column!r} is not scored apart, since {reason}; name it in `slices` if it should be")
+            continue
         names = [_word(values[place]) for place in kept]
         if wanted.slices is None and SLICES[column]:
             found[f"{column} and label"] = tuple(f"{name}, {label}" for name, label in zip(names, gold, strict=True))
         else:
             found[column] = tuple(names)
-    return found
+    return found, notes
+
+
+def _no_groups(column: str, values: Sequence[Any]) -> str:
+    """Why the values of a known column are no names of groups but, say, texts; empty if they are."""
+    different = {_word(value) for value in values}
+    if column == _YES_OR_NO:
+        yes_or_no = {name.strip().lower() for name in different} <= {"yes", "no", "true", "false", "1", "0"}
+        return "" if yes_or_no else "its values are not yes and no"
+    return f"it has {len(different)} values in {len(values)} rows" if 2 * len(different) > len(values) else ""
 
 
 def _sets(wanted: RobustnessSet, read: Sequence[_Read], splits: Sequence[str], where: str) -> list[str | None] | None:
-    """The contrast set of each row."""
-    if wanted.sets is not None or all(_holds_words(one.table, _SETS) for one in read):
-        return [_word(value) for value in _column(read, wanted.sets or _SETS)]
+    """The contrast set of each row, None for a row of none."""
+    if wanted.sets is not None or all(_names_sets(one.table) for one in read):
+        return [None if is_missing(value) else _word(value) for value in _column(read, wanted.sets or _SETS)]
     if len(read) == 1:
         return None
     places = paired_rows([one.rows for one in read], splits, where)
     return [None if place is None else str(place) for part in places for place in part]
+
+
+def _whole(sets: Sequence[str | None] | None, kept: Sequence[int]) -> tuple[tuple[str | None, ...] | None, list[str]]:
+    """The contrast set of each row that is kept, if all rows of the set are; and a note on the others."""
+    if sets is None:
+        return None, []
+    parted = {sets[place] for place in set(range(len(sets))).difference(kept)} - {None}
+    notes = [f"{len(parted)} contrast sets are not counted: a row of each is left out"] if parted else []
+    return tuple(None if sets[place] in parted else sets[place] for place in kept), notes
 
 
 def _column(read: Sequence[_Read], column: str) -> list[Any]:
@@ -314,6 +336,12 @@ def _column(read: Sequence[_Read], column: str) -> list[Any]:
 def _holds_words(table: Table, column: str) -> bool:
     """Whether every row has one value there."""
     return all(isinstance(row.get(column), str | int) for row in table.rows)
+
+
+def _names_sets(table: Table) -> bool:
+    """Whether there are contrast sets, each with one name or number; a row may be of none."""
+    named = [row.get(_SETS) for row in table.rows if not is_missing(row.get(_SETS))]
+    return bool(named) and all(isinstance(value, str | int) for value in named)
 
 
 def _word(value: Any) -> str:

@@ -16,6 +16,7 @@ Stream 0 sees only the training split and its own setting: the choice of dev and
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -24,6 +25,7 @@ from steadytune.data.sources import DEV_NAMES, Dataset, check_trainable
 from steadytune.data.tables import DataError
 
 MIN_CARVED_ROWS = 100  # a dev or test set taken from unused rows may always have this many, however small train is
+_SEVERAL_PER_TEXT = ("multiple_choice", "question_answering")  # tasks that ask more than one question about a text
 _TRAIN, _CARVED_TEST, _CARVED_DEV, _CAPPED_DEV, _CAPPED_TEST = range(5)
 
 
@@ -143,7 +145,8 @@ def select(
 
     A dev or test set that no split gives is a stratified part of the training rows that are not used, of at most
     max(100, training rows) rows. If none are left over, it is a tenth of each class of the training rows (at least
-    one row, never the last), which then do not train.
+    one row, never the last), which then do not train. Where a task asks several questions about a text, each text goes
+    to one of the three; a set taken from the training split has all questions on its texts, but for the last.
 
     Args:
         dataset: with at least the training split read.
@@ -167,7 +170,7 @@ def select(
     pool = dataset.splits[train_name]
     train = _training_rows(pool, train_rows, k_shot, fraction, seed)
     missing = [part for part, name in (("test", test_name), ("dev", dev_name)) if name is None]
-    carved, train, notes = _carve(pool, train, missing, seed)
+    carved, train, notes = _carve(pool, train, missing, seed, by_text=dataset.task in _SEVERAL_PER_TEXT)
     if test_name in DEV_NAMES and test_split is None:
         notes.append(f"test: the published split {test_name!r}, because there is no test split")
     parts = {
@@ -220,26 +223,24 @@ def _training_rows(
 
 
 def _carve(
-    pool: Examples, train: list[int], missing: list[str], seed: int
+    pool: Examples, train: list[int], missing: list[str], seed: int, *, by_text: bool
 ) -> tuple[dict[str, Examples], list[int], list[str]]:
     """Rows for the missing parts, the rows left to train on, and a note for each part."""
-    used = set(train)
-    texts = contents(pool)
-    known = {texts[index] for index in train}
-    unused = []
-    for index in range(len(pool)):  # a text that trains, or that stands here already, says nothing as dev or test
-        if index not in used and texts[index] not in known:
-            known.add(texts[index])
-            unused.append(index)
-    from_unused = len(unused) >= len(missing)
+    whole = pool.texts if by_text else range(len(pool))  # what goes to one part only: a text, or a row
+    unused = _unused(pool, train, whole)
+    from_unused = len({whole[index] for index in unused}) >= len(missing)
     room = min(max(MIN_CARVED_ROWS, len(train)), len(unused) // max(1, len(missing)))
     tenth = _share_of_each_class(pool.select(train), 0.1)
     carved, notes = {}, []
-    for part in missing:
+    for place, part in enumerate(missing, start=1):
         stream = _CARVED_TEST if part == "test" else _CARVED_DEV
         source = unused if from_unused else train
         rows = pool.select(source)
-        if from_unused:
+        if by_text:
+            n, others = (room, 0) if from_unused else (sum(tenth.values()), 1)
+            others += len(missing) - place  # one text for each part to come, and one to train on
+            taken = {source[i] for i in _first_of_texts(rows.texts, n, others, seed, stream)}
+        elif from_unused:
             taken = {source[i] for i in _rows(rows, room, seed, stream)}
         else:
             spare = {label: len(members) - 1 for label, members in _groups(rows).items()}
@@ -250,11 +251,24 @@ def _carve(
                 f"the {len(train)} training rows are too few to set any aside as {part}; name a {part} split."
             )
         carved[part] = pool.select(sorted(taken))
-        left = [index for index in source if index not in taken]
+        gone = {whole[index] for index in taken}
+        left = [index for index in source if whole[index] not in gone]
         unused, train = (left, train) if from_unused else (unused, left)
         origin = "unused rows of the training split" if from_unused else "training rows, which do not train"
         notes.append(f"{part}: {len(taken)} {origin}, because there is no {part} split to use")
     return carved, train, notes
+
+
+def _unused(pool: Examples, train: Sequence[int], whole: Sequence[Any]) -> list[int]:
+    """Rows to take a part from: what trains, or stands here already, says nothing as dev or test."""
+    texts = contents(pool)
+    known, trained = {texts[index] for index in train}, {whole[index] for index in train}
+    unused = []
+    for index, text in enumerate(texts):
+        if whole[index] not in trained and text not in known:
+            known.add(text)
+            unused.append(index)
+    return unused
 
 
 def _remarks(dataset: Dataset, train: Examples, k_shot: int | None, parts: dict[str, Examples]) -> list[str]:
@@ -268,9 +282,10 @@ def _remarks(dataset: Dataset, train: Examples, k_shot: int | None, parts: dict[
         short = sum(len(rows) < k_shot for rows in groups.values()) if k_shot else 0
         if short:
             remarks.append(f"train: {short} classes have fewer than {k_shot} rows")
-    seen = set(contents(train))
+    by_text = dataset.task in _SEVERAL_PER_TEXT
+    seen = set(train.texts if by_text else contents(train))
     for part, rows in parts.items():
-        repeated = sum(content in seen for content in contents(rows))
+        repeated = sum(content in seen for content in (rows.texts if by_text else contents(rows)))
         if repeated:
             remarks.append(f"{part}: {repeated} of {len(rows)} rows repeat the text of a training row")
     return remarks
@@ -284,13 +299,18 @@ def _checked_count(name: str, value: int, most: int | None) -> int:
 
 
 def _has_classes(examples: Examples) -> bool:
+    of_choices = bool(examples.pairs) and isinstance(examples.pairs[0], tuple)  # type: ignore[index]
+    return _has_integers(examples) and not of_choices
+
+
+def _has_integers(examples: Examples) -> bool:
     return bool(examples.labels) and isinstance(examples.labels[0], int)  # type: ignore[index]
 
 
 def _groups(examples: Examples) -> dict[int, list[int]]:
-    """Row indices by class; all rows under 0 where there are no classes."""
+    """Row indices by class, or by the place of the right choice; all rows under 0 where there is neither."""
     groups: dict[int, list[int]] = {}
-    labels = examples.labels if examples.labels and _has_classes(examples) else (0,) * len(examples)
+    labels = examples.labels if examples.labels and _has_integers(examples) else (0,) * len(examples)
     for index, label in enumerate(labels):
         groups.setdefault(int(label), []).append(index)
     return groups
@@ -312,6 +332,14 @@ def _first_of_each_class(examples: Examples, counts: Mapping[int, int], seed: in
     rank = {row: place for place, row in enumerate(_permutation(len(examples), seed, stream))}
     chosen = [sorted(rows, key=rank.__getitem__)[: counts[label]] for label, rows in _groups(examples).items()]
     return sorted(row for rows in chosen for row in rows)
+
+
+def _first_of_texts(texts: Sequence[str], n: int, others: int, seed: int, stream: int) -> list[int]:
+    """The first n rows, text after text in the stream's order, all but the last `others` texts; sorted by position."""
+    distinct = list(dict.fromkeys(texts))
+    rank = {distinct[text]: place for place, text in enumerate(_permutation(len(distinct), seed, stream))}
+    rows = [row for row, text in enumerate(texts) if rank[text] < len(distinct) - others]
+    return sorted(sorted(rows, key=lambda row: rank[texts[row]])[:n])
 
 
 def _rows(examples: Examples, n: int, seed: int, stream: int) -> list[int]:

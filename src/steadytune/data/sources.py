@@ -48,6 +48,7 @@ _TASKS: dict[str, TaskName] = {
     "multiple_choice": "multiple_choice",
     "extractive_qa": "question_answering",
 }
+_DESCRIBED_LABELS = ("label", "tags")  # the columns that `label_names` of dataset.json speak of, where they are there
 _SAMPLE = Path(__file__).parent / "sample"
 
 
@@ -116,6 +117,7 @@ def load_dataset(
     task: TaskName | None = None,
     label_names: Sequence[str] | None = None,
     require_labels: bool = True,
+    require_classes: bool = True,
 ) -> Dataset:
     """The named splits of a data set, with labels as indices into one list of names.
 
@@ -132,6 +134,7 @@ def load_dataset(
         label_names: None takes those of the source, or the sorted distinct labels of the split `train` or else of the
             first split asked for; give those of a trained model to evaluate it.
         require_labels: with False, labels are read only from a `label_column` that is named.
+        require_classes: with False, the rows of the split `train` may be of one class, as nothing is trained on them.
     Returns:
         The splits that were read, with notes on what was inferred or left out.
     Raises:
@@ -167,7 +170,7 @@ def load_dataset(
         notes += [f"split {name!r}: {empty} empty texts, kept"] if empty else []
     task = task or "classification"
     loaded = Dataset(source.name, task, names or (), examples, source.metric, str(data), tuple(notes))
-    if "train" in examples and columns.label is not None and label_names is None:
+    if require_classes and "train" in examples and columns.label is not None and label_names is None:
         check_trainable(loaded, "train")
     return loaded
 
@@ -185,6 +188,10 @@ def _structured(
 ) -> Dataset:
     """The rows of a task whose texts or labels have parts; of optional splits those whose labels are not hidden."""
     columns = structured_columns(task, base, given, require_labels)
+    beside = given[2] is not None and any(name in base.columns for name in _DESCRIBED_LABELS)  # whose names they are
+    if source.fixed_columns and columns.label and not beside:
+        tables = {name: _described(table, columns.label) for name, table in tables.items()}
+        base = _described(base, columns.label)
     names = structured_names(task, base, columns, label_names)
     hidden = [name for name in optional if task == "multiple_choice" and hides_choices(tables[name], columns.label)]
     tables = {name: table for name, table in tables.items() if name not in hidden}
@@ -197,6 +204,12 @@ def _structured(
     if task == "multiple_choice" and QUESTION in base.columns and columns.text != QUESTION:
         notes.append(f"the text of {QUESTION!r} is read before each choice")
     return Dataset(source.name, task, names, examples, source.metric, data, tuple(notes))
+
+
+def _described(table: Table, label: str) -> Table:
+    """A table of a folder with dataset.json whose `label_names` are those of this column."""
+    names = table.class_names.get(_DESCRIBED_LABELS[0], ())
+    return replace(table, class_names={label: names} if names else {})
 
 
 def available_splits(data: str | Path) -> tuple[str, ...]:
@@ -292,7 +305,7 @@ def _open_described(folder: Path) -> _Source:
         if split.rows not in (None, len(table.rows)):
             raise DataError(f"{table.where} has {len(table.rows)} rows where dataset.json states {split.rows}.")
         classes = split.label_names or described.label_names
-        return replace(table, class_names=dict.fromkeys(("label", "tags"), tuple(classes)) if classes else {})
+        return replace(table, class_names=dict.fromkeys(_DESCRIBED_LABELS, tuple(classes)) if classes else {})
 
     notes = {name: f"split {name!r}: {split.role}" for name, split in described.splits.items() if split.role}
     notes |= {"": f"warning of the data set: {described.warning}"} if described.warning else {}

@@ -13,6 +13,7 @@ from steadytune.data.examples import (
     TEXT_COLUMNS,
     Columns,
     Examples,
+    check_text,
     choose_columns,
     row_ids,
     row_texts,
@@ -263,6 +264,7 @@ def _words(table: Table, index: int, column: str) -> tuple[str, ...]:
     words = _list(table, index, column, _WORD)
     if not words or not all(isinstance(word, str) for word in words):
         raise DataError(f"{table.at(index)}: {column!r} must be a list of words, at least one.")
+    check_text(table, index, column, " ".join(words))
     return tuple(words)
 
 
@@ -275,6 +277,8 @@ def _strings(table: Table, index: int, column: str, reading: _Reading) -> list[s
             found.append(str(value).strip())
         elif named is not None and type(value) is int and 0 <= value < len(named):
             found.append(named[value])
+        elif named is not None and value in named:
+            found.append(value)
         else:
             allowed = "names or numbers" if named is None else f"integers from 0 to {len(named) - 1}"
             raise DataError(f"{table.at(index)}: {column!r} must hold {allowed}; got {value!r:.40}.")

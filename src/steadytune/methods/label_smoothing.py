@@ -38,12 +38,12 @@ class LabelSmoothing(Method):
         Args:
             task: what is trained.
         Raises:
-            MethodError: it has no classes, a loss of its own, or targets that are smoothed already.
+            MethodError: a text does not have one class, or the task has a loss of its own or smoothed targets.
         """
         if not isinstance(task, Classification):
             raise MethodError(
-                f"label_smoothing cannot act on a {task.name} task: there are no classes to spread the target over; "
-                "leave it out."
+                f"label_smoothing cannot act on a {task.name} task: it softens the class of a text, and here a text "
+                "does not have one class; leave it out."
             )
         if task.label_smoothing > 0:
             raise MethodError(

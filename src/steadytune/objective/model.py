@@ -130,7 +130,7 @@ class RegularizedModel(nn.Module):
         if self._first:
             attached, surveyed = self._updates is not None, self._surveyed
             check_first(self.methods, self.model, attached=attached, surveyed=surveyed)
-            if not self.task.labels_by_token:  # else the head reads every token
+            if self.task.head_reads_one_token:
                 check_padding(self.methods, inputs.get("attention_mask"), self._sites.anatomy.sentence_token)
         items = self.task.items(inputs)
         labels = items.labels

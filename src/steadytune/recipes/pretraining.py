@@ -129,18 +129,6 @@ class PretrainConfig(BaseModel):
         """What a run does, as plain values; see `RunConfig.essence`."""
         return self.model_dump(mode="json", exclude_defaults=True, exclude={"recipe": {"title", "origin"}})
 
-    def with_run_setting(self, name: str, value: Any) -> "PretrainConfig":
-        """This run with one setting of the `run` block changed.
-
-        Args:
-            name: the setting.
-            value: its new value.
-        Raises:
-            RecipeError: no such setting, or out of range.
-        """
-        block = validated(PretrainSettings, {**self.run.model_dump(), name: value}, "", path=lambda _: f"run.{name}")
-        return self.model_copy(update={"run": block})
-
     @property
     def is_new(self) -> bool:
         """The model begins with nothing."""

@@ -61,7 +61,10 @@ class PretrainRecord(BaseModel):
         data: what the splits hold, by name.
         data_notes: what was inferred or noticed.
         model_name: what the run began with.
-        model_revision: commit of its hub repository, or a SHA-256 over its weight files; "new" for a new model.
+        model_revision: commit of its hub repository, or a SHA-256 over its weight files; of a new model "new" and the
+            beginning of a SHA-256 over its shape.
+        vocabulary: tokens that the tokenizer knows.
+        tokenizer: SHA-256 over what decides about the tokens of a text.
         parameters: of the trained model, without what methods own.
         dropout: probabilities in force, by kind.
         learning_rate: peak, as used.
@@ -91,6 +94,8 @@ class PretrainRecord(BaseModel):
     data_notes: list[str]
     model_name: str
     model_revision: str
+    vocabulary: int
+    tokenizer: str
     parameters: int
     dropout: dict[str, float]
     learning_rate: float

@@ -59,7 +59,7 @@ class RobustnessScores(BaseModel):
         groups: parts of the rows, by column and value.
         sets: number of contrast sets, or of originals with all their revisions; null where rows stand alone.
         consistency: share of these with every row answered rightly.
-        met: rows that stand among the training rows, but for case and white space.
+        met: rows that stand among the training rows, but for case and white space; null where nobody looked.
         fingerprint: SHA-256 of the rows.
         notes: what was matched, merged, left out or noticed.
 
@@ -76,7 +76,7 @@ class RobustnessScores(BaseModel):
     groups: list[GroupScores] = []
     sets: int | None = None
     consistency: float | None = None
-    met: int = 0
+    met: int | None = None
     fingerprint: str
     notes: list[str] = []
 

@@ -30,6 +30,7 @@ _TABLES = (
     "groups",
     "lost",
     "overview",
+    "right",
     "robustness",
     "seeds",
     "software",

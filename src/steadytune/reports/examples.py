@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int, Num
@@ -18,7 +18,7 @@ from steadytune.reports.calibration import (
     fit_temperature,
     reliability,
 )
-from steadytune.reports.study import Predictions
+from steadytune.reports.predictions import Answers, Predictions
 
 _TSNE_ROWS = 500
 _TSNE_SEED = 0
@@ -29,17 +29,17 @@ class Flip(NamedTuple):
 
     Attributes:
         id: of the row.
-        label: its class.
-        baseline: class that the baseline predicts most often.
-        recipe: class that the recipe predicts most often.
+        label: the right answer, as in `Answers`.
+        baseline: answer that the baseline gives most often.
+        recipe: answer that the recipe gives most often.
         baseline_right: share of the baseline's seeds that are right.
         recipe_right: share of the recipe's seeds that are right.
     """
 
     id: str
-    label: int
-    baseline: int
-    recipe: int
+    label: Any
+    baseline: Any
+    recipe: Any
     baseline_right: float
     recipe_right: float
 
@@ -75,7 +75,7 @@ def confusion_counts(runs: Sequence[Predictions], classes: int) -> Int[np.ndarra
     return counts
 
 
-def flips(baseline: Sequence[Predictions], recipe: Sequence[Predictions]) -> tuple[list[Flip], list[Flip]]:
+def flips(baseline: Sequence[Answers], recipe: Sequence[Answers]) -> tuple[list[Flip], list[Flip]]:
     """Rows that changed sides between two recipes: those won, and those lost.
 
     A row counts where more than half of the runs of one recipe are right and more than half of the other's are wrong.
@@ -91,7 +91,7 @@ def flips(baseline: Sequence[Predictions], recipe: Sequence[Predictions]) -> tup
     for row_id in before.keys() & after.keys():
         label, answers = before[row_id]
         _, others = after[row_id]
-        shares = [sum(answer == label for answer in given) / len(given) for given in (answers, others)]
+        shares = [_share(label, given) for given in (answers, others)]
         flip = Flip(row_id, label, _commonest(answers), _commonest(others), *shares)
         if shares[0] < 0.5 < shares[1]:
             won.append(flip)
@@ -99,6 +99,15 @@ def flips(baseline: Sequence[Predictions], recipe: Sequence[Predictions]) -> tup
             lost.append(flip)
     clearest = [sorted(found, key=lambda f: (-abs(f.recipe_right - f.baseline_right), f.id)) for found in (won, lost)]
     return clearest[0], clearest[1]
+
+
+def right_shares(runs: Sequence[Answers]) -> dict[str, float]:
+    """Of each row by its id, the share of the runs that are right.
+
+    Args:
+        runs: of one recipe.
+    """
+    return {row_id: _share(label, given) for row_id, (label, given) in _answers(runs).items()}
 
 
 def calibrated(pairs: Sequence[tuple[Predictions | None, Predictions]]) -> Calibrated | None:
@@ -171,14 +180,19 @@ def quintiles(values: Num[np.ndarray, " rows"]) -> tuple[Int[np.ndarray, " rows"
     return np.searchsorted(edges, values, side="left"), names
 
 
-def _answers(runs: Sequence[Predictions]) -> dict[str, tuple[int, list[int]]]:
-    found: dict[str, tuple[int, list[int]]] = {}
+def _answers(runs: Sequence[Answers]) -> dict[str, tuple[Any, list[Any]]]:
+    """Label of each row, and what the runs answered."""
+    found: dict[str, tuple[Any, list[Any]]] = {}
     for run in runs:
-        for row_id, label, answer in zip(run.ids, run.labels.tolist(), run.logits.argmax(axis=1).tolist(), strict=True):
+        for row_id, label, answer in zip(*run, strict=True):
             found.setdefault(row_id, (label, []))[1].append(answer)
     return found
 
 
-def _commonest(answers: Sequence[int]) -> int:
+def _share(label: Any, answers: Sequence[Any]) -> float:
+    return answers.count(label) / len(answers)
+
+
+def _commonest(answers: Sequence[Any]) -> Any:
     counts = Counter(answers)
     return min(counts, key=lambda answer: (-counts[answer], answer))

@@ -330,12 +330,12 @@ def chance_level(metric: str, label_counts: Mapping[Hashable, int] | None = None
     return share if metric == "accuracy" else 2 * share / (1 + share) / len(counts)
 
 
-def cannot_decide(baseline: Scores, chance: float, ceiling: float = 1.0) -> str | None:
+def cannot_decide(baseline: Scores, chance: float | None, ceiling: float = 1.0) -> str | None:
     """Say so where the baseline leaves no room for a difference to be seen.
 
     Args:
         baseline: scores by seed.
-        chance: score without learning; see `chance_level`.
+        chance: score without learning; see `chance_level`. None where it is not known.
         ceiling: the best possible score.
     Returns:
         One sentence if the mean lies within 2 standard errors of `chance` or `ceiling`; else None, as below two seeds.
@@ -345,7 +345,7 @@ def cannot_decide(baseline: Scores, chance: float, ceiling: float = 1.0) -> str 
         return None
     mean, error = float(finite.mean()), float(finite.std(ddof=1)) / math.sqrt(len(finite))
     for name, bound in (("chance", chance), ("the ceiling", ceiling)):
-        if abs(mean - bound) <= 2 * error + ROUNDING * max(abs(mean), abs(bound)):
+        if bound is not None and abs(mean - bound) <= 2 * error + ROUNDING * max(abs(mean), abs(bound)):
             return (
                 f"These data cannot decide: the baseline's mean of {mean:.4g} is within 2 standard errors "
                 f"({error:.2g} each) of {name}, {bound:.4g}."

@@ -14,6 +14,7 @@ import pyarrow.compute
 import pyarrow.parquet as pq
 
 from steadytune.records import RunRecord, StoreError, StudyStore
+from steadytune.reports.predictions import Answers, Predictions, answers_of, matrix_of, predictions_of
 
 _FOLDERS = re.compile(r"""(?<![\w/.~])(?:~|\.{1,2})?/(?:[^\s/"'<>]+/)*(?=[^\s/"'<>])""")  # of a path, not of a hub name
 _ROLES = {"baseline": 0, "recipe": 1, "control": 2}
@@ -57,19 +58,6 @@ class Run(NamedTuple):
 
     id: str
     record: RunRecord
-
-
-class Predictions(NamedTuple):
-    """What a run said about the rows of one split."""
-
-    ids: list[str]
-    labels: np.ndarray
-    logits: np.ndarray
-
-    @property
-    def finite(self) -> bool:
-        """Whether there are rows, and every score of them is a number."""
-        return len(self.ids) > 0 and bool(np.isfinite(self.logits).all())
 
 
 class Pooled(NamedTuple):
@@ -168,7 +156,7 @@ class Study:
         return None
 
     def predictions(self, run: Run, split: str) -> Predictions | None:
-        """Of one split; None where the run left no table, or its task gives no row of scores per text.
+        """Scores of one split; None where the run left no table, or its task has none of the kind.
 
         Args:
             run: that made them.
@@ -176,13 +164,20 @@ class Study:
         Raises:
             StoreError: the table cannot be read.
         """
-        if run.record.task not in ("classification", "regression"):
-            return None
-        table = self._table(StudyStore(self.folder).artifact_folder(run.id) / "predictions.parquet")
-        if table is None:
-            return None
-        table = table.filter(pa.compute.equal(table["split"].cast(pa.string()), split))
-        return Predictions(table["id"].to_pylist(), table["label"].to_numpy(), _rows_of(table["logits"], np.float64))
+        table = self._rows(run, split)
+        return None if table is None else predictions_of(run.record.task, table)
+
+    def answers(self, run: Run, split: str) -> Answers | None:
+        """Answers of one split, right or wrong; None where the run left none.
+
+        Args:
+            run: that made them.
+            split: "dev" or "test".
+        Raises:
+            StoreError: the table cannot be read.
+        """
+        table = self._rows(run, split)
+        return None if table is None else answers_of(run.record.task, table)
 
     def pooled(self, run: Run) -> Pooled | None:
         """Of test rows; None where the run left none.
@@ -195,7 +190,7 @@ class Study:
         table = self._table(StudyStore(self.folder).artifact_folder(run.id) / "pooled.parquet")
         if table is None:
             return None
-        return Pooled(table["label"].to_numpy(), _rows_of(table["vector"], np.float32))
+        return Pooled(table["label"].to_numpy(), matrix_of(table["vector"], np.float32))
 
     def layers(self, run: Run) -> dict[str, Any] | None:
         """Stability, probing and attention by layer; None where nobody asked for them.
@@ -241,6 +236,10 @@ class Study:
             data=tuple(cleaned),
             runs={cell: Run(run.id, _published(run.record)) for cell, run in self.runs.items()},
         )
+
+    def _rows(self, run: Run, split: str) -> Any:
+        table = self._table(StudyStore(self.folder).artifact_folder(run.id) / "predictions.parquet")
+        return None if table is None else table.filter(pa.compute.equal(table["split"].cast(pa.string()), split))
 
     def _table(self, path: Path) -> Any:
         if not path.is_file():
@@ -319,12 +318,6 @@ def _cell(values: Mapping[str, Any]) -> Cell:
 
 def _ordered(arms: Any) -> tuple[Arm, ...]:
     return tuple(sorted(dict.fromkeys(arms), key=lambda arm: _ROLES[arm.role]))
-
-
-def _rows_of(column: Any, dtype: type) -> np.ndarray:
-    """A column of lists of one length as a matrix."""
-    flat: np.ndarray = pa.compute.list_flatten(column).to_numpy().astype(dtype)
-    return flat.reshape(len(column), -1 if len(column) else 0)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

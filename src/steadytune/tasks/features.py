@@ -54,6 +54,7 @@ class Encoded(TorchDataset[dict[str, Any]]):
         rows: the row that each item belongs to; None where rows are items.
         places: by item, what leads from its tokens back to its row, for the task that made it.
         texts: of the rows, where an answer is a part of its text.
+        unheld_answers: how many rows have an answer that none of their items holds as a whole.
     """
 
     ids: tuple[str, ...]
@@ -65,6 +66,7 @@ class Encoded(TorchDataset[dict[str, Any]]):
     rows: list[int] | None = None
     places: list[Any] | None = None
     texts: tuple[str, ...] | None = None
+    unheld_answers: int = 0
     lengths: list[int] = field(init=False)
 
     def __post_init__(self) -> None:

@@ -24,6 +24,7 @@ class MaskedLM(Task):
 
     name: ClassVar[str] = "masked_lm"
     labels_by_token: ClassVar[bool] = True
+    head_reads_one_token: ClassVar[bool] = False
     model_class: ClassVar[str] = "AutoModelForMaskedLM"
     metric: str = "accuracy"
 

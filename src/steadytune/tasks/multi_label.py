@@ -109,9 +109,10 @@ class MultiLabel(Task):
             labels: class indices of each row.
         """
         truth, predicted = self._indicators(labels), (predictions > 0).astype(float)
+        only = [1] if len(self.label_names) == 1 else None  # one column reads as a choice between two classes
         return {
-            "micro_f1": float(f1_score(truth, predicted, average="micro", zero_division=0.0)),
-            "macro_f1": float(f1_score(truth, predicted, average="macro", zero_division=0.0)),
+            "micro_f1": float(f1_score(truth, predicted, labels=only, average="micro", zero_division=0.0)),
+            "macro_f1": float(f1_score(truth, predicted, labels=only, average="macro", zero_division=0.0)),
             "exact_match": float(accuracy_score(truth, predicted)),
         }
 

@@ -1,6 +1,5 @@
 """One of several answers, each read together with the text."""
 
-import math
 from collections.abc import MutableMapping, Sequence
 from itertools import accumulate
 from typing import Any, ClassVar, TypeVar
@@ -19,6 +18,7 @@ from steadytune.tasks.features import TOKENIZED_AT_ONCE, Encoded, Rows, TaskErro
 from steadytune.tasks.task import DivergenceForm, Items, Task, logits_of
 
 T = TypeVar("T")
+_WHOLE = 2**53  # the part of a row in a mean, so large that the parts of its choices, integers, are equal to float64
 
 
 class MultipleChoice(Task):
@@ -82,8 +82,7 @@ class MultipleChoice(Task):
         for name, value in list(batch.items()):  # the model reads all choices that there are as those of one row
             if isinstance(value, Tensor) and value.ndim > 2 and value.shape[:2] == labels.shape:
                 batch[name] = value[there][None]
-        every = math.lcm(*range(1, there.shape[1] + 1))  # so that the shares of a row's choices are integers
-        of_each = (right != -100) * (every // there.sum(dim=1))
+        of_each = (right != -100) * (_WHOLE // there.sum(dim=1))
         return Items(
             right,
             lambda output: _in_rows(logits_of(output)[0], there),

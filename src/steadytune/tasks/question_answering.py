@@ -1,5 +1,6 @@
 """Extractive question answering: where in a text the answer begins and ends, or that it is not there."""
 
+import string
 from collections.abc import MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -15,6 +16,7 @@ from steadytune.tasks.multiple_choice import choice_divergence, choice_loss, wit
 from steadytune.tasks.task import DivergenceForm, Items, Task
 
 LONGEST_ANSWER = 30  # tokens, the usual limit of SQuAD scripts
+_NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 @dataclass(frozen=True)
@@ -44,15 +46,15 @@ class Window:
     spans: np.ndarray
     nothing: int
 
-    def target(self, answers: Sequence[tuple[str, int]]) -> list[int]:
-        """First and last token of the first answer, or twice the token for "nothing" if it is not all in here.
+    def target(self, answer: tuple[int, int] | None) -> list[int]:
+        """First and last token of an answer, or twice the token for "nothing" if it is not all in here.
 
         Args:
-            answers: texts, and characters at which they begin.
+            answer: where the characters that have tokens begin and end; None without an answer.
         """
-        if answers:
-            begin, end = answers[0][1], answers[0][1] + len(answers[0][0])
-            inside = np.flatnonzero((self.spans[:, 0] < end) & (self.spans[:, 1] > begin))
+        if answer is not None:
+            begin, end = answer
+            inside = np.flatnonzero(_overlap(self.spans, begin, end))
             if len(inside) and self.spans[inside[0], 0] <= begin and self.spans[inside[-1], 1] >= end:
                 return [int(inside[0]), int(inside[-1])]
         return [self.nothing, self.nothing]
@@ -89,6 +91,7 @@ class QuestionAnswering(Task):
 
     name: ClassVar[str] = "question_answering"
     model_class: ClassVar[str] = "AutoModelForQuestionAnswering"
+    head_reads_one_token: ClassVar[bool] = False
     metric: str = "f1"
 
     def __init__(self, allow_empty: bool = False) -> None:
@@ -112,14 +115,14 @@ class QuestionAnswering(Task):
         found = _windows(rows.ids, rows.texts, rows.pairs, tokenizer, max_length)
         of_row = [row for row, own in enumerate(found) for _ in own]
         windows = [window for own in found for window in own]
-        targets = None
-        if rows.labels is not None:
-            targets = [place.target(rows.labels[row]) for row, (_, _, place) in zip(of_row, windows, strict=True)]
         segments = [own for _, own, _ in windows if own is not None]
         places = [place for _, _, place in windows]
+        targets, unheld = None, 0
+        if rows.labels is not None:
+            targets, unheld = _targets(rows.labels, [[place for _, _, place in own] for own in found])
         input_ids = [ids for ids, _, _ in windows]
         texts = tuple(rows.texts)
-        return Encoded(rows.ids, input_ids, segments or None, rows.labels, 0, targets, of_row, places, texts)
+        return Encoded(rows.ids, input_ids, segments or None, rows.labels, 0, targets, of_row, places, texts, unheld)
 
     def items(self, batch: MutableMapping[str, Any]) -> Items:
         """Two items per window: all starts, then all ends; padding takes no part. See `Task.items`.
@@ -200,6 +203,8 @@ class QuestionAnswering(Task):
     def scores(self, predictions: Sequence[Answer], labels: Sequence[Sequence[tuple[str, int]]]) -> dict[str, float]:
         """Exact match and F1 over the words of the answer, by torchmetrics, in [0, 1].
 
+        As on SQuAD, articles and punctuation are no words, and an answer without words is none.
+
         Args:
             predictions: of each row.
             labels: all right answers of each row; none means that there is no answer.
@@ -208,7 +213,7 @@ class QuestionAnswering(Task):
 
         given = [{"prediction_text": answer.text, "id": str(row)} for row, answer in enumerate(predictions)]
         truth = [
-            {"answers": {"text": [text for text, _ in answers] or [""], "answer_start": [0]}, "id": str(row)}
+            {"answers": {"text": [text for text, _ in answers if _counts(text)] or [""]}, "id": str(row)}
             for row, answers in enumerate(labels)
         ]
         found = squad(given, truth)  # type: ignore[arg-type]
@@ -223,15 +228,17 @@ class QuestionAnswering(Task):
         return [{"answer": one.text, "start": one.start, "score": one.score} for one in predictions]
 
     def columns(self, predictions: Sequence[Answer], labels: Sequence[Any]) -> dict[str, list[Any]]:
-        """Answers as characters of the text, first and length; see `Task.columns`. Texts are not kept.
+        """Answers as characters of the text, first and length, and which match; see `Task.columns`. No text is kept.
 
         Args:
             predictions: of each row.
             labels: all right answers of each row.
         """
+        both = zip(predictions, labels, strict=True)
         return {
             "label": [[number for text, start in answers for number in (start, len(text))] for answers in labels],
             "predicted": [[answer.start, len(answer.text)] for answer in predictions],
+            "exact_match": [self.scores([answer], [answers])["exact_match"] == 1 for answer, answers in both],
         }
 
     def head_config(self) -> dict[str, Any]:
@@ -258,6 +265,40 @@ def _positions(batch: MutableMapping[str, Any], real: Tensor | None) -> Int[Tens
             f"{labels.dtype} of shape {tuple(labels.shape)}."
         )
     return torch.where(labels >= 0, labels + before, -100)
+
+
+def _targets(labels: Sequence[Any], windows: Sequence[Sequence[Window]]) -> tuple[list[list[int]], int]:
+    """The target of every window of all rows, and the number of rows with an answer that no window holds."""
+    targets, unheld = [], 0
+    for answers, places in zip(labels, windows, strict=True):
+        asked = _characters(answers, places)
+        own = [place.target(asked) for place in places]
+        unheld += bool(answers) and all(start == place.nothing for (start, _), place in zip(own, places, strict=True))
+        targets += own
+    return targets, unheld
+
+
+def _overlap(spans: np.ndarray, begin: int, end: int) -> np.ndarray:
+    """Which tokens stand for some of these characters."""
+    found: np.ndarray = (spans[:, 0] < end) & (spans[:, 1] > begin)
+    return found
+
+
+def _characters(answers: Sequence[tuple[str, int]], windows: Sequence[Window]) -> tuple[int, int] | None:
+    """Where the first answer begins and ends, less white space and what else has no token at its ends."""
+    if not answers or not answers[0][0].strip():
+        return None
+    said, begin = answers[0]
+    begin += len(said) - len(said.lstrip())
+    end = begin + len(said.strip())
+    spans = np.concatenate([window.spans for window in windows])
+    own = spans[_overlap(spans, begin, end)]
+    return (max(begin, int(own[:, 0].min())), min(end, int(own[:, 1].max()))) if len(own) else None
+
+
+def _counts(answer: str) -> bool:
+    """Whether an answer has words, of which articles are none."""
+    return not {*answer.lower().translate(_NO_PUNCTUATION).split()} <= {"a", "an", "the"}
 
 
 def _windows(

@@ -26,7 +26,7 @@ class Items:
         scores: one entry per item, from what the model returns.
         head_reads: (batch, tokens), true at the positions whose states the head is given, as one row and in order;
             None for all of them.
-        per_text: how many labelled items each text has (batch,); None where all count alike.
+        per_text: how many labelled items each text has (batch,), up to a factor; None where all count alike.
     """
 
     labels: Tensor
@@ -56,6 +56,7 @@ class Task(abc.ABC):
         metric: the score that decides, higher is better.
         label_dtype: dtype of a batch of labels.
         labels_by_token: a label belongs to a token, so that a batch of them is padded.
+        head_reads_one_token: of each sequence, so that it must not be padding; other heads read every token.
         model_class: of transformers, which loads a model with the head of this task.
     """
 
@@ -65,6 +66,7 @@ class Task(abc.ABC):
     metric: str
     label_dtype: ClassVar[torch.dtype] = torch.long
     labels_by_token: ClassVar[bool] = False
+    head_reads_one_token: ClassVar[bool] = True
     model_class: ClassVar[str] = "AutoModelForSequenceClassification"
 
     # -- training -----------------------------------------------------------------------------------------------------

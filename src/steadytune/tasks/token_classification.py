@@ -10,6 +10,7 @@ from seqeval.metrics import f1_score, precision_score, recall_score
 from seqeval.metrics.sequence_labeling import get_entities
 from sklearn.metrics import accuracy_score
 from sklearn.metrics import f1_score as f1_of_classes
+from tokenizers import pre_tokenizers
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -19,6 +20,8 @@ from steadytune.tasks.task import DivergenceForm, Items, Task, logits_of
 
 OUTSIDE = "O"
 _IN_AN_ENTITY = "BIESLU"  # the first letters of BIO and of the schemes that also mark ends and entities of one word
+_TO_SEQEVAL = {"L": "E", "U": "S"}  # which knows the last and the single word of an entity by one letter each
+_SPACE = "Ġ"  # as byte-level vocabularies write it
 
 
 class TokenClassification(Task):
@@ -36,6 +39,7 @@ class TokenClassification(Task):
 
     name: ClassVar[str] = "token_classification"
     labels_by_token: ClassVar[bool] = True
+    head_reads_one_token: ClassVar[bool] = False
     model_class: ClassVar[str] = "AutoModelForTokenClassification"
 
     def __init__(self, label_names: tuple[str, ...]) -> None:
@@ -47,6 +51,7 @@ class TokenClassification(Task):
             for name in label_names
         )
         self.metric = "entity_f1" if self.marks_entities else "accuracy"
+        self._marks = tuple(_TO_SEQEVAL.get(name[:1], name[:1]) + name[1:] for name in label_names)
         self._of_words = Classification(label_names)
 
     def encode(self, rows: Rows, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Encoded:
@@ -162,11 +167,11 @@ class TokenClassification(Task):
             predictions: tags of each text.
             labels: tags of each text.
         """
-        truth, predicted = self._named(labels), self._named(predictions)
-        words = list(chain(*truth)), list(chain(*predicted))
+        words = list(chain(*self._named(labels))), list(chain(*self._named(predictions)))
         accuracy = float(accuracy_score(*words))
         if not self.marks_entities:
             return {"accuracy": accuracy, "macro_f1": float(f1_of_classes(*words, average="macro", zero_division=0.0))}
+        truth, predicted = self._marked(labels), self._marked(predictions)
         return {
             "entity_f1": float(f1_score(truth, predicted, zero_division=0)),
             "precision": float(precision_score(truth, predicted, zero_division=0)),
@@ -176,6 +181,10 @@ class TokenClassification(Task):
 
     def _named(self, tags: Sequence[Sequence[int]]) -> list[list[str]]:
         return [[self.label_names[tag] for tag in row] for row in tags]
+
+    def _marked(self, tags: Sequence[Sequence[int]]) -> list[list[str]]:
+        """Names in the letters that seqeval knows."""
+        return [[self._marks[tag] for tag in row] for row in tags]
 
     def decode(self, predictions: Sequence[Sequence[int]]) -> list[dict[str, Any]]:
         """The name of every word's tag, and the entities with the places of their words, one mapping per row.
@@ -190,10 +199,10 @@ class TokenClassification(Task):
             {
                 "tags": row,
                 "entities": [
-                    {"label": kind, "first_word": first, "last_word": last} for kind, first, last in get_entities(row)
+                    {"label": kind, "first_word": first, "last_word": last} for kind, first, last in get_entities(marks)
                 ],
             }
-            for row in rows
+            for row, marks in zip(rows, self._marked(predictions), strict=True)
         ]
 
     def columns(self, predictions: Sequence[Sequence[int]], labels: Sequence[Sequence[int]]) -> dict[str, list[Any]]:
@@ -221,6 +230,15 @@ def _read_words_with_their_space(tokenizer: PreTrainedTokenizerBase) -> None:
     if getattr(splitter, "add_prefix_space", True) is False:
         splitter.add_prefix_space = True
         whole.add_prefix_space = True  # some classes make their splitter anew from this setting when they are loaded
+    elif splitter is not None and _loses_the_space(splitter):  # in a sequence, every part of a word would get a space
+        space = pre_tokenizers.Metaspace(replacement=" ", prepend_scheme="always", split=False)
+        whole.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence([space, splitter])
+
+
+def _loses_the_space(splitter: Any) -> bool:
+    """Whether a word in a text has a mark for the space before it, and a word alone has none."""
+    marked = [part.startswith(_SPACE) for part, _ in splitter.pre_tokenize_str("a a")]
+    return any(marked) and not marked[0]
 
 
 def _first_tokens(words_of_tokens: Sequence[int | None], words: int) -> list[int]:

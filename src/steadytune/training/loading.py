@@ -123,6 +123,7 @@ def load_model(source: ModelSource, model_class: str = "AutoModelForSequenceClas
         for name, part in fresh.named_children():
             if name != model.base_model_prefix:
                 setattr(model, name, part)
+        model.tie_weights()  # the new head may share the embeddings
     return model
 
 

@@ -150,6 +150,9 @@ def prepare(config: RunConfig, start: Path | None = None) -> Prepared:
             notes.append(f"split {name!r}: {split.truncated_rows} rows cut to {config.run.max_length} tokens")
         if len(split) > len(split.ids):
             notes.append(f"split {name!r}: {len(split.ids)} rows read as {len(split)} overlapping windows")
+        if split.unheld_answers:
+            learnt = ", which are learnt as if they had none" if name == "train" else ""
+            notes.append(f"split {name!r}: no window holds the answer of {split.unheld_answers} rows{learnt}")
     if config.model == "bundled" and dataset.name in AFFECTED_SETS:
         notes.append(f"the bundled encoder has met texts of {dataset.name} in its own training")
     if start is not None:

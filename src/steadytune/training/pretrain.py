@@ -1,11 +1,14 @@
 """One pre-training run, end to end: texts in, plain model with a masked-LM head and record out."""
 
+import hashlib
+import json
 import logging
 import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +20,9 @@ from steadytune.functional import keyed_seed
 from steadytune.methods import Method
 from steadytune.objective import Coefficients
 from steadytune.recipes import PretrainConfig, RecipeError, load_pretrain
+from steadytune.recipes.pretraining import NEW_MODEL
 from steadytune.records import Cost, Point, PretrainRecord, config_hash, write_record
+from steadytune.records.pretraining import is_pretraining
 from steadytune.tasks import MaskedLM
 from steadytune.training import surroundings
 from steadytune.training.export import export_model
@@ -51,6 +56,8 @@ def pretrain(config: PretrainConfig, output: Path, *, watch: Watch = lambda prog
         DataError: the texts cannot be read.
         MethodError: a method cannot act here.
     """
+    if is_pretraining(output):  # perhaps stopped between its record and the removal of what led there
+        _remove_traces(output)
     checkpoint = open_folder(output, lambda file: _is_same(file, config))
     surroundings.reset_peak_memory()
     watch(Progress("data"))
@@ -129,7 +136,7 @@ def _arguments(config: PretrainConfig, checkpoints: Path) -> TrainingArguments:
 
 
 def _methods(config: PretrainConfig) -> tuple[Method, ...]:
-    """The methods of the recipe, those that can begin later after the plain share of the budget."""
+    """The methods of the recipe; those that can begin later wait until the plain share of the budget is over."""
     methods = config.recipe.build()
     active = [method for method in methods if method.active]
     if Coefficients.of(active).task == 0:
@@ -138,9 +145,7 @@ def _methods(config: PretrainConfig) -> tuple[Method, ...]:
         for method in active:
             if method.needs_total:
                 raise RunError(f"{method.key} must know the number of steps beforehand; give --steps, not --minutes.")
-        return beginning_at(methods, NEVER, _chosen(config))
-    begin = round(config.run.plain_fraction * config.total_steps) * config.run.accumulation_steps
-    return beginning_at(methods, begin, _chosen(config))
+    return beginning_at(methods, NEVER, _chosen(config))
 
 
 def _chosen(config: PretrainConfig) -> frozenset[str]:
@@ -197,14 +202,16 @@ def _record(
     finite = bool(np.isfinite(scores["loss"]))
     lines = [{k: float(v) for k, v in line.items() if isinstance(v, int | float)} for line in history]
     return PretrainRecord(
-        run_id=config_hash(settings, ready.fingerprints["texts"]),
+        run_id=config_hash(settings, ready.fingerprints),
         config=settings,
         metric=MaskedLM.metric,
         data_fingerprints=ready.fingerprints["texts"],
         data=ready.data,
         data_notes=ready.notes,
-        model_name=config.model if ready.source is None else ready.source.name,
+        model_name=_shape_name(config.model) if ready.source is None else ready.source.name,
         model_revision=ready.fingerprints["model"],
+        vocabulary=len(ready.tokenizer),
+        tokenizer=_tokenizer_hash(ready.tokenizer),
         parameters=sum(parameter.numel() for parameter in ready.model.parameters()),
         dropout=describe(ready.model).dropout,
         learning_rate=config.learning_rate,
@@ -241,11 +248,31 @@ def _record(
     )
 
 
+def _shape_name(given: str) -> str:
+    """A new model as others may read it, without the place of its file."""
+    return NEW_MODEL + Path(given.removeprefix(NEW_MODEL)).name
+
+
+def _tokenizer_hash(tokenizer: Any) -> str:
+    """SHA-256 over what decides about the tokens of a text."""
+    does = tokenizer.get_vocab()
+    if tokenizer.is_fast:
+        does = json.loads(tokenizer.backend_tokenizer.to_str())
+        for passing in ("truncation", "padding"):  # of the last call
+            does.pop(passing, None)
+    return hashlib.sha256(json.dumps(does, sort_keys=True).encode()).hexdigest()
+
+
 def _write(output: Path, record: PretrainRecord, ready: PretrainInputs) -> None:
     """Everything that a finished run leaves; the record comes last and says that the rest is there."""
     if record.status == "done":
         export_model(ready.model, ready.tokenizer, output / "model", pretraining_card(record))
     write_record(output / "record.json", record)
+    _remove_traces(output)
+
+
+def _remove_traces(output: Path) -> None:
+    """Only the results of a finished run stay."""
     (output / INPUTS_FILE).unlink(missing_ok=True)
     shutil.rmtree(output / "checkpoints", ignore_errors=True)
     discard_inputs(output)

@@ -1,5 +1,6 @@
 """What a pre-training run needs before its first step: texts as packed sequences, tokenizer, model."""
 
+import copy
 import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from typing import Any
 
 import torch
 
-from steadytune.data.corpus import Corpus, TextFile, open_corpus
+from steadytune.data.corpus import Corpus, Piece, TextFile, open_corpus
 from steadytune.data.packing import (
     Frame,
     Masking,
@@ -23,6 +24,7 @@ from steadytune.data.packing import (
 )
 from steadytune.encoders.families import dropout_settings, longest_input
 from steadytune.functional import keyed_seed
+from steadytune.objective import RegularizedModel
 from steadytune.recipes import PretrainConfig, save_pretrain
 from steadytune.records import Texts, write_json
 from steadytune.tasks import MaskedLM
@@ -36,10 +38,10 @@ from steadytune.training.loading import (
     locate_model,
     revision,
 )
-from steadytune.training.scratch import learn_vocabulary, new_config, new_model
+from steadytune.training.scratch import learn_vocabulary, new_config, new_model, new_revision
 
 _HELD_OUT = 20  # one sequence in so many is kept apart where no texts to be measured on are named
-_HAS_HEAD = ("ForMaskedLM", "ForPreTraining")
+_HAS_HEAD = ("ForMaskedLM", "BertForPreTraining", "AlbertForPreTraining")  # an ELECTRA discriminator has none
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,8 @@ def pretrain_inputs(config: PretrainConfig, output: Path, *, resumes: bool) -> P
     Raises:
         RunError: the model cannot be had, the texts do not suffice, or something changed.
         DataError: the texts cannot be read.
+        MethodError: a method cannot act here.
+        SiteUnavailable: the model lacks a site that a method needs.
     """
     run, texts = config.run, config.texts
     corpus = open_corpus(texts.train, texts.dev, texts.column)
@@ -89,38 +93,58 @@ def pretrain_inputs(config: PretrainConfig, output: Path, *, resumes: bool) -> P
         raise RunError(f"run.max_length must be at most {limit} with model {config.model}; got {run.max_length}.")
     tokenizer = None if source is None else load_tokenizer(source)
     frame = None if tokenizer is None else frame_of(tokenizer)
-    inputs = {"texts": corpus.fingerprints(), "model": "new" if source is None else revision(source, shape)}
-    _keep_inputs(output, inputs, resumes=resumes)
-    save_pretrain(config, output / RUN_FILE)
+    _check_model(config, shape)
+    weights = new_revision(shape) if source is None else revision(source, shape)
+    inputs = {"texts": corpus.fingerprints(), "model": weights}
+    _keep_inputs(output, inputs, config, resumes=resumes)
     if tokenizer is None:
         tokenizer = _own_tokenizer(output / "tokenizer", corpus, config, shape)
         frame = frame_of(tokenizer)
     assert frame is not None
+    model = _model(config, source, shape, tokenizer)
     files = {
-        name: open_tokens(path) or write_tokens(_all_texts(part), tokenizer, path)
+        name: open_tokens(path) or write_tokens(_all_pieces(part), tokenizer, path)
         for name, part in (("train", corpus.train), ("dev", corpus.dev))
         if part and (path := output / "tokens" / f"{name}.bin")
     }
     train, dev, data = _packed(config, tokenizer, frame, files)
-    torch.manual_seed(keyed_seed(config.seed, "head"))
+    notes = [*corpus.notes, *corpus.readings({name: file.texts for name, file in files.items()})]
+    new_head = source is not None and not (getattr(shape, "architectures", None) or [""])[0].endswith(_HAS_HEAD)
+    return PretrainInputs(source, tokenizer, model, new_head, train, dev, data, notes, inputs)
+
+
+def _dropout(config: PretrainConfig, shape: Any) -> dict[str, float]:
     dropout = config.recipe.dropout
-    settings = dropout_settings(shape, hidden=dropout.hidden, attention=dropout.attention)
+    return dropout_settings(shape, hidden=dropout.hidden, attention=dropout.attention)
+
+
+def _check_model(config: PretrainConfig, shape: Any) -> None:
+    """Before any text is read: a model of this shape can be made, and the methods can act on it."""
+    model = new_model(copy.deepcopy(shape), _dropout(config, shape))
+    if config.run.gradient_checkpointing:
+        model.activation_checkpointing_enable()
+    RegularizedModel(model, config.recipe.build(), task=MaskedLM()).close()
+
+
+def _model(config: PretrainConfig, source: ModelSource | None, shape: Any, tokenizer: Any) -> Any:
+    torch.manual_seed(keyed_seed(config.seed, "head"))
+    settings = _dropout(config, shape)
     if source is None:
-        model = new_model(shape, tokenizer, settings)
+        model = new_model(shape, settings, tokenizer)
     else:
         model = load_model(source, MaskedLM.model_class, **settings)
-    if run.gradient_checkpointing:
+    if config.run.gradient_checkpointing:
         model.activation_checkpointing_enable()
-    new_head = source is not None and not (getattr(shape, "architectures", None) or [""])[0].endswith(_HAS_HEAD)
-    return PretrainInputs(source, tokenizer, model, new_head, train, dev, data, list(corpus.notes), inputs)
+    return model
 
 
-def _keep_inputs(output: Path, inputs: dict[str, Any], *, resumes: bool) -> None:
+def _keep_inputs(output: Path, inputs: dict[str, Any], config: PretrainConfig, *, resumes: bool) -> None:
     """Write down what the run begins with; what was made of other texts before its first checkpoint is removed."""
     if resumes:
         check_unchanged(output, inputs)
         return
     output.mkdir(parents=True, exist_ok=True)
+    save_pretrain(config, output / RUN_FILE)  # first, as it says whose folder this is
     try:
         check_unchanged(output, inputs)
     except RunError:
@@ -128,14 +152,16 @@ def _keep_inputs(output: Path, inputs: dict[str, Any], *, resumes: bool) -> None
     write_json(output / INPUTS_FILE, inputs)
 
 
-def _all_texts(files: Iterable[TextFile]) -> Iterator[str]:
-    return chain.from_iterable(file.texts() for file in files)
+def _all_pieces(files: Iterable[TextFile]) -> Iterator[Piece]:
+    return chain.from_iterable(file.pieces() for file in files)
 
 
 def _own_tokenizer(folder: Path, corpus: Corpus, config: PretrainConfig, shape: Any) -> Any:
     """The tokenizer of a new model: learned from the texts, or by this run before it was interrupted."""
     if not folder.is_dir():
-        learned = learn_vocabulary(lambda: _all_texts(corpus.train), config.run.vocabulary, shape)
+        learned = learn_vocabulary(
+            lambda: (piece.text for piece in _all_pieces(corpus.train)), config.run.vocabulary, shape
+        )
         aside = folder.with_name(f".{folder.name}")
         shutil.rmtree(aside, ignore_errors=True)
         learned.save_pretrained(aside)

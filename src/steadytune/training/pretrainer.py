@@ -26,6 +26,7 @@ from steadytune.training.trainer import RegularizedTrainer
 
 STATE_FILE = "pretraining_state.json"
 NEVER = 2**62  # training passes
+CHECKPOINT_SECONDS = 300.0  # of training at most between two checkpoints, where the budget is time
 
 
 class Clock:
@@ -90,13 +91,29 @@ class Phases:
         assert self.seconds is not None
         return min(seconds / self.seconds, 1.0)
 
-    def rate(self, share: float) -> float:
-        """The learning rate in units of its peak: linear up, then linear down to 0 at the end of the budget.
+    def rate(self, step: int, seconds: float) -> float:
+        """The learning rate of the next step in units of its peak: linear up, then linear down to 0 at the end.
+
+        It rises with the share that the step ends at, so that the first step learns; nobody knows beforehand when a
+        step ends in time, so there the first one does not.
 
         Args:
-            share: of the budget.
+            step: optimizer steps done.
+            seconds: of training done.
         """
-        return share / self.warmup if share < self.warmup else (1 - share) / (1 - self.warmup)
+        share = self.share(step, seconds)
+        if share < self.warmup:
+            return min(self.share(step + 1, seconds) / self.warmup, 1.0)
+        return (1 - share) / (1 - self.warmup)
+
+
+def can_begin_later(method: Method) -> bool:
+    """Whether a method knows a beginning.
+
+    Args:
+        method: any.
+    """
+    return hasattr(method, "start_step")
 
 
 def beginning_at(methods: Sequence[Method], start_step: int, chosen: frozenset[str]) -> tuple[Method, ...]:
@@ -109,7 +126,7 @@ def beginning_at(methods: Sequence[Method], start_step: int, chosen: frozenset[s
     """
     later: dict[str, Any] = {"start_step": start_step}
     return tuple(
-        dataclasses.replace(method, **later) if hasattr(method, "start_step") and method.key not in chosen else method
+        dataclasses.replace(method, **later) if can_begin_later(method) and method.key not in chosen else method
         for method in methods
     )
 
@@ -157,7 +174,7 @@ class Pretrainer(RegularizedTrainer):
         """
         found: Any = optimizer or self.optimizer
         phases, clock = self.phases, self.clock
-        self.lr_scheduler = LambdaLR(found, lambda step: phases.rate(phases.share(step, clock.seconds)))
+        self.lr_scheduler = LambdaLR(found, lambda step: phases.rate(step, clock.seconds))
         return super().create_scheduler(num_training_steps, optimizer)
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
@@ -172,14 +189,40 @@ class Pretrainer(RegularizedTrainer):
 
     def measure(self) -> dict[str, float]:
         """Scores of the clean model on the fixed masked set; they go to the history too."""
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
+        finish_queued(self.args.device)
         self.clock.stop()
         scores = masked_scores(self.model, self.measured, self.eval_batch_size, self.autocast_smart_context_manager)
         units, wanted = self.regularized_model.spent.units, self.control.should_log
         self.log({**{f"dev_{k}": v for k, v in scores.items()}, "seconds": self.clock.seconds, "pass_units": units})
         self.control.should_log = wanted  # the line of the training that may be due is not this one
         return scores
+
+    def begin_methods_if_due(self, share: float) -> None:
+        """Let the methods that begin later do so if the plain share of the budget is over.
+
+        Args:
+            share: of the budget that is used.
+        """
+        if self.begun_at is not None or share < self.phases.plain:
+            return
+        if share < 1:
+            self.begin_methods(self.regularized_model.micro_steps)
+            return
+        for method in self.regularized_model.methods:
+            if can_begin_later(method) and method.key not in self.chosen:
+                self.regularized_model.notice(
+                    f"{method.key} never acted: the plain share of the budget took every step; lower "
+                    "run.plain_fraction or raise the budget."
+                )
+
+    def say_who_does_not_wait(self) -> None:
+        """A notice on methods that know no beginning, where there is a plain share of the budget."""
+        at_once = [method.key for method in self.regularized_model.methods if not can_begin_later(method)]
+        if at_once and self.phases.plain:
+            acts = "acts" if len(at_once) == 1 else "act"
+            self.regularized_model.notice(
+                f"run.plain_fraction does not hold back {', '.join(at_once)}, which {acts} from the first step on."
+            )
 
     def begin_methods(self, start_step: int) -> None:
         """Let the methods that begin later do so.
@@ -219,13 +262,22 @@ class _Conductor(TrainerCallback):
     def __init__(self, trainer: Pretrainer) -> None:
         self._trainer = trainer
         self._loss: float | None = None
+        self._measured = 0  # times
+        self._saved = 0.0  # seconds of training at the last checkpoint
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        trainer = self._trainer
+        self._measured = sum("dev_loss" in line for line in state.log_history)
+        self._saved = trainer.clock.seconds
         if state.global_step == 0:
-            self._trainer.measure()
+            trainer.say_who_does_not_wait()
+            trainer.begin_methods_if_due(0.0)
+            trainer.measure()
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
-        self._loss = (logs or {}).get("loss", self._loss)
+        found = logs or {}
+        self._loss = found.get("loss", self._loss)
+        self._measured += "dev_loss" in found
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         trainer = self._trainer
@@ -236,14 +288,19 @@ class _Conductor(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
         trainer, step = self._trainer, state.global_step
-        phases, share = trainer.phases, trainer.share
-        if phases.steps is None and trainer.begun_at is None and share >= phases.plain:
-            trainer.begin_methods(trainer.regularized_model.micro_steps)
-        measured = sum("dev_loss" in line for line in state.log_history)
+        phases, seconds = trainer.phases, trainer.clock.seconds
+        share = phases.share(step, seconds)
+        trainer.begin_methods_if_due(share)
         if share >= 1:
             control.should_training_stop, control.should_save = True, False
-        elif share >= measured / phases.points:  # the first measurement came before the first step
+        elif phases.steps is None and seconds - self._saved >= CHECKPOINT_SECONDS:
+            control.should_save = True
+        if control.should_save:
+            control.should_log, self._saved = True, seconds  # a checkpoint holds no half of a line
+        if share < 1 and share >= self._measured / phases.points:  # the first one came before the first step
             trainer.measure()
+        if control.should_log or control.should_save or control.should_training_stop:
+            finish_queued(args.device)
         trainer.clock.stop()
         total = phases.steps or max(step, round(step / share)) if share else 0
         trainer.watch(Progress("train", step, total, self._loss))
@@ -291,6 +348,16 @@ def masked_scores(
         handle.remove()
         model.train(was_training)
     return task.scores(np.concatenate(found), torch.cat(labels).tolist())
+
+
+def finish_queued(device: torch.device) -> None:
+    """Wait until a device has done what it was told, so that a clock counts it.
+
+    Args:
+        device: any; only CUDA runs behind.
+    """
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def processes() -> int:

@@ -90,6 +90,7 @@ def score_sets(
     max_length: int,
     batch_size: int,
     own: tuple[Sequence[int], Sequence[int]] = ((), ()),
+    encoder: str | None = None,
 ) -> dict[str, RobustnessScores]:
     """Scores by the name of the set; one whose predictions are not finite is left out, with a warning.
 
@@ -101,6 +102,7 @@ def score_sets(
         max_length: tokens of a row.
         batch_size: rows of one forward pass.
         own: see `tally`.
+        encoder: as a run names the one that the model started from; None if unknown.
     """
     found = {}
     collator = PaddingCollator(tokenizer, task.label_dtype)
@@ -112,7 +114,8 @@ def score_sets(
             continue
         scores = tally(asked, classes_of(predicted), own)
         cut = [f"{encoded.truncated_rows} rows cut to {max_length} tokens"] if encoded.truncated_rows else []
-        found[asked.name] = scores.model_copy(update={"notes": [*scores.notes, *cut]})
+        known = met_texts(encoder, asked.origin)
+        found[asked.name] = scores.model_copy(update={"notes": [*scores.notes, *cut, *known]})
     return found
 
 
@@ -123,6 +126,17 @@ def classes_of(predicted: Predicted) -> list[int]:
         predicted: by a classifier.
     """
     return [int(one) for one in np.argmax(predicted.rows, axis=-1)]
+
+
+def met_texts(encoder: str | None, origin: str) -> list[str]:
+    """A note, if an encoder has met texts of a data set before any fine-tuning.
+
+    Args:
+        encoder: as a run names it; None if unknown.
+        origin: short name of the data set.
+    """
+    met = encoder == "bundled" and origin in AFFECTED_SETS
+    return [f"the bundled encoder has met texts of {origin} in its own training"] if met else []
 
 
 def score_run(
@@ -139,14 +153,18 @@ def score_run(
     if not sets:
         return {}
     own = ((), ()) if test is None else (classes_of(test), ready.selection.test.labels or ())
-    length, batch = config.run.max_length, config.run.eval_batch_size
-    found = score_sets(sets, ready.model, ready.task, ready.tokenizer, max_length=length, batch_size=batch, own=own)
+    found = score_sets(
+        sets,
+        ready.model,
+        ready.task,
+        ready.tokenizer,
+        max_length=config.run.max_length,
+        batch_size=config.run.eval_batch_size,
+        own=own,
+        encoder=config.model,
+    )
     for asked in sets:
         if asked.name in found:
-            scores = found[asked.name]
-            notes = [*scores.notes]
-            if config.model == "bundled" and asked.origin in AFFECTED_SETS:
-                notes.append(f"the bundled encoder has met texts of {asked.origin} in its own training")
             met = repeated_rows(asked.rows, ready.selection.train)
-            found[asked.name] = scores.model_copy(update={"met": met, "notes": notes})
+            found[asked.name] = found[asked.name].model_copy(update={"met": met})
     return found

@@ -1,8 +1,10 @@
 """A model that begins with nothing: its shape, and a vocabulary learned from the texts."""
 
+import hashlib
+import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +59,16 @@ def new_config(given: str, max_length: int) -> Any:
     return config
 
 
+def new_revision(config: Any) -> str:
+    """Which shape this is: "new" and the beginning of the SHA-256 of its JSON, without the version that wrote it.
+
+    Args:
+        config: as `new_config` gives it.
+    """
+    shape = {name: value for name, value in config.to_diff_dict().items() if name != "transformers_version"}
+    return f"new {hashlib.sha256(json.dumps(shape, sort_keys=True).encode()).hexdigest()[:12]}"
+
+
 def learn_vocabulary(texts: Callable[[], Iterable[str]], size: int, config: Any) -> Any:
     """A lower-casing WordPiece tokenizer for a new model; the same texts give the same one.
 
@@ -76,7 +88,8 @@ def learn_vocabulary(texts: Callable[[], Iterable[str]], size: int, config: Any)
     letters = [letter for letter in seen if not letter.isspace()]
     if not letters:
         raise RunError("the texts hold no word to learn a vocabulary from.")
-    letters = sorted(sorted(letters, key=lambda letter: (-seen[letter], letter))[:_LETTERS])
+    most = min(_LETTERS, (size - len(_SPECIAL)) // 2)  # each stands at the beginning of words and inside
+    letters = sorted(sorted(letters, key=lambda letter: (-seen[letter], letter))[:most])
     trainer = trainers.WordPieceTrainer(
         vocab_size=size,
         # the library numbers letters inside words as it meets them, in an order that is another in every process
@@ -90,16 +103,34 @@ def learn_vocabulary(texts: Callable[[], Iterable[str]], size: int, config: Any)
     return BertTokenizer(vocab=in_order, model_max_length=longest_input(config) or _POSITIONS)
 
 
-def new_model(config: Any, tokenizer: Any, settings: dict[str, float]) -> Any:
-    """A model of random weights, with the vocabulary and the special tokens of a tokenizer.
+def new_model(config: Any, settings: Mapping[str, float], tokenizer: Any = None) -> Any:
+    """A model of random weights with a masked-LM head.
 
     Args:
         config: its shape.
-        tokenizer: its tokenizer.
         settings: configuration values to change, as those of dropout.
+        tokenizer: gives it its vocabulary and special tokens; None leaves those of the shape.
+    Raises:
+        RunError: no model can have this shape.
     """
-    config.vocab_size = len(tokenizer)
-    special = {
+    special = {} if tokenizer is None else _special_tokens(tokenizer)
+    for name, value in {**special, **settings}.items():
+        if hasattr(config, name):
+            setattr(config, name, value)
+    loader: Any = AutoModelForMaskedLM  # untyped
+    try:
+        return loader.from_config(config)
+    except Exception as error:  # noqa: BLE001 - the libraries raise whatever the shape makes them raise
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise RunError(
+            f"no masked language model can be made of the {config.model_type} that --model names ({reason}); mend its "
+            "config.json."
+        ) from None
+
+
+def _special_tokens(tokenizer: Any) -> dict[str, int]:
+    return {
+        "vocab_size": len(tokenizer),
         "pad_token_id": tokenizer.pad_token_id,
         "bos_token_id": tokenizer.cls_token_id,
         "eos_token_id": tokenizer.sep_token_id,
@@ -108,11 +139,6 @@ def new_model(config: Any, tokenizer: Any, settings: dict[str, float]) -> Any:
         "unk_token_id": tokenizer.unk_token_id,
         "mask_token_id": tokenizer.mask_token_id,
     }
-    for name, value in {**special, **settings}.items():
-        if hasattr(config, name):
-            setattr(config, name, value)
-    loader: Any = AutoModelForMaskedLM  # untyped
-    return loader.from_config(config)
 
 
 def _beginning(texts: Iterable[str]) -> Iterator[str]:

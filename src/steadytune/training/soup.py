@@ -22,7 +22,7 @@ from steadytune.tasks import QuestionAnswering, Task, infer_task, task_of
 from steadytune.training import surroundings
 from steadytune.training.export import export_model, soup_card
 from steadytune.training.inference import predict
-from steadytune.training.loading import ModelSource, load_tokenizer, load_trained_model
+from steadytune.training.loading import ModelSource, load_config, load_tokenizer, load_trained_model
 from steadytune.training.prepare import dataset_of, selection_of
 
 Item = TypeVar("Item")
@@ -276,6 +276,10 @@ _CONDITIONS: tuple[tuple[Callable[[_Run], Any], str], ...] = (
         "they were scored on different test rows; use data with a test split, or one seed.",
     ),
     (lambda run: run.record.metric, "their scores are {} and {}."),
+    (
+        lambda run: bool(getattr(load_config(run.source), "allow_empty_answer", False)),
+        "a question may have no answer in one of them and not in the other; train them on rows alike.",
+    ),
     (lambda run: run.config.run.max_length, "run.max_length is {} and {}; they must read texts alike."),
 )
 

@@ -1,6 +1,7 @@
 """Checks of rows: counts, distributions and repeats, with ids and never with texts."""
 
 import json
+from dataclasses import replace
 from typing import Literal
 
 from steadytune.data import DataReport, Dataset, Examples, Selection, data_report
@@ -113,6 +114,13 @@ def test_lengths_are_words_with_quartiles_between_neighbors() -> None:
 def test_both_texts_of_a_pair_count_as_words() -> None:
     words = report(train=Examples(("1",), ("a b",), ("c d e",), None)).splits["train"].words
     assert words is not None and words.median == 5
+
+
+def test_of_several_choices_the_longest_counts_as_it_is_read_with_the_text() -> None:
+    choices = ("why is it one", "why is it two or three")  # the question stands before each
+    data = dataset(train=Examples(("1",), ("a b",), (choices,), (0,)))
+    words = data_report(replace(data, task="multiple_choice", label_names=())).splits["train"].words
+    assert words is not None and words.median == 2 + 6
 
 
 def test_blank_texts_are_counted() -> None:

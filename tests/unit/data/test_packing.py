@@ -3,7 +3,7 @@
 import itertools
 import tracemalloc
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +11,7 @@ import pytest
 import torch
 from transformers import BertTokenizer
 
+from steadytune.data.corpus import Piece
 from steadytune.data.packing import (
     Masking,
     PackedSequences,
@@ -41,9 +42,13 @@ def texts(count: int, words: int = 7) -> Iterator[str]:
         yield " ".join(WORDS[(number + place) % len(WORDS)] for place in range(words))
 
 
+def pieces(texts: Iterable[str]) -> Iterator[Piece]:
+    return (Piece(text, True) for text in texts)
+
+
 @pytest.fixture(scope="module")
 def stream(tokenizer: BertTokenizer, tmp_path_factory: pytest.TempPathFactory) -> TokenFile:
-    return write_tokens(texts(2500), tokenizer, tmp_path_factory.mktemp("tokens") / "train.bin")
+    return write_tokens(pieces(texts(2500)), tokenizer, tmp_path_factory.mktemp("tokens") / "train.bin")
 
 
 # -- packing ----------------------------------------------------------------------------------------------------------
@@ -58,7 +63,7 @@ def test_the_stream_holds_every_text_closed_by_a_separator(stream: TokenFile, to
 
 def test_a_vocabulary_of_more_than_65536_tokens_takes_32_bits(tmp_path: Path) -> None:
     large = BertTokenizer(vocab={w: i for i, w in enumerate((*SPECIAL, *(f"w{i}" for i in range(65536))))})
-    found = write_tokens(["w65535 w0"], large, tmp_path / "large.bin")
+    found = write_tokens(pieces(["w65535 w0"]), large, tmp_path / "large.bin")
     assert (found.dtype, found.read(0, 3).tolist()) == ("uint32", [65540, 5, SEP])
 
 
@@ -78,29 +83,55 @@ def test_sequences_are_consecutive_parts_of_the_stream_and_lose_its_tail_only(
 
 
 def test_a_text_without_a_token_leaves_no_separator(tokenizer: BertTokenizer, tmp_path: Path) -> None:
-    found = write_tokens(["w1", "\u200b", "w2"], tokenizer, tmp_path / "a.bin")
+    found = write_tokens(pieces(["w1", "\u200b", "w2"]), tokenizer, tmp_path / "a.bin")
     assert found.texts == 2 and found.tokens == 4
+
+
+def test_a_text_in_several_pieces_counts_once(tokenizer: BertTokenizer, tmp_path: Path) -> None:
+    parts = [Piece("w1", True), Piece("w2", False), Piece("w3", True)]
+    found = write_tokens(parts, tokenizer, tmp_path / "a.bin")
+    assert found.texts == 2 and found.tokens == 6
+
+
+@pytest.mark.parametrize("bytes_more", [-1, -2, 2])
+def test_a_file_of_another_size_than_was_written_is_no_finished_one(
+    bytes_more: int, tokenizer: BertTokenizer, tmp_path: Path
+) -> None:
+    found = write_tokens(pieces(texts(10)), tokenizer, tmp_path / "a.bin")
+    assert open_tokens(found.path) == found
+    before = found.path.read_bytes()
+    found.path.write_bytes(before[:bytes_more] if bytes_more < 0 else before + bytes(bytes_more))
+    assert open_tokens(found.path) is None
+    found.path.unlink()
+    assert open_tokens(found.path) is None
+
+
+@pytest.mark.parametrize("description", ["[]", "{", '{"dtype": "word", "tokens": 1, "texts": 1}', "{}"])
+def test_a_file_that_is_described_wrongly_is_no_finished_one(description: str, tmp_path: Path) -> None:
+    (tmp_path / "a.bin").write_bytes(b"ab")
+    (tmp_path / "a.json").write_text(description)
+    assert open_tokens(tmp_path / "a.bin") is None
 
 
 def test_a_finished_file_is_found_again_and_an_interrupted_one_is_not(
     stream: TokenFile, tokenizer: BertTokenizer, tmp_path: Path
 ) -> None:
-    def broken() -> Iterator[str]:
-        yield from texts(1500)
+    def broken() -> Iterator[Piece]:
+        yield from pieces(texts(1500))
         raise KeyboardInterrupt
 
     assert open_tokens(stream.path) == stream
     with pytest.raises(KeyboardInterrupt):
         write_tokens(broken(), tokenizer, tmp_path / "b.bin")
     assert (tmp_path / "b.bin").exists() and open_tokens(tmp_path / "b.bin") is None
-    again = write_tokens(texts(10), tokenizer, tmp_path / "b.bin")
+    again = write_tokens(pieces(texts(10)), tokenizer, tmp_path / "b.bin")
     assert open_tokens(tmp_path / "b.bin") == again and again.tokens == 80
 
 
 def test_memory_does_not_follow_the_number_of_texts(tokenizer: BertTokenizer, tmp_path: Path) -> None:
     def peak(count: int) -> int:
         tracemalloc.start()
-        found = write_tokens(texts(count), tokenizer, tmp_path / f"{count}.bin")
+        found = write_tokens(pieces(texts(count)), tokenizer, tmp_path / f"{count}.bin")
         rows = packed(found, tokenizer)
         for batch in itertools.islice(ShuffledBatches(len(rows), 8, seed=0), 20):
             stacked([rows[where] for where in batch])

@@ -135,11 +135,43 @@ def test_rows_of_a_class_that_the_model_lacks_are_counted_and_named(tmp_path: Pa
 
 def test_known_columns_tell_rows_apart_and_a_heuristic_also_by_label(tmp_path: Path) -> None:
     rows = [
-        {"text": "a", "label": 0, "heuristic": "overlap", "subcase": "s1", "other": 1},
-        {"text": "b", "label": 1, "heuristic": "overlap", "subcase": "s2", "other": 2},
+        {"text": text, "label": label, "heuristic": "overlap", "subcase": f"s{label}", "other": 1}
+        for text, label in (("a", 0), ("b", 1), ("c", 0), ("d", 1))
     ]
     found = read(str(write_set(tmp_path / "set", {"test": rows}, all=["no", "yes"])), ("no", "yes"))
-    assert found.slices == {"heuristic and label": ("overlap, no", "overlap, yes"), "subcase": ("s1", "s2")}
+    assert found.slices == {
+        "heuristic and label": ("overlap, no", "overlap, yes") * 2,
+        "subcase": ("s0", "s1", "s0", "s1"),
+    }
+    assert found.notes == ()
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "reason"),
+    [
+        ("original", ("the film was fine",) * 4, "its values are not yes and no"),
+        ("original", (1, 2, 1, 2), "its values are not yes and no"),
+        ("test", ("a film", "a song", "a meal", "a film"), "it has 3 values in 4 rows"),
+    ],
+)
+def test_a_known_column_that_names_no_groups_is_not_scored_apart(
+    column: str, values: tuple[Any, ...], reason: str, tmp_path: Path
+) -> None:
+    rows = [{"text": f"t{value}", "label": 0, column: value} for value in values]
+    folder = str(write_set(tmp_path / "set", {"test": rows}, all=["no", "yes"]))
+    found = read(folder, ("no", "yes"))
+    assert (found.slices, found.notes) == (
+        *({}, (f"{column!r} is not scored apart, since {reason}; name it in `slices` if it should be",)),
+    )
+    named = read(RobustnessSet(source=folder, slices=[column]), ("no", "yes"))
+    assert (named.slices, named.notes) == ({column: tuple(map(str, values))}, ())
+
+
+@pytest.mark.parametrize("values", [(True, False, False), ("True", "false", "False"), ("yes", "no", "no"), (1, 0, 0)])
+def test_originals_are_scored_apart_where_a_column_says_yes_or_no(values: tuple[Any, ...], tmp_path: Path) -> None:
+    rows = [{"text": "a", "label": 0, "original": value} for value in values]
+    found = read(str(write_set(tmp_path / "set", {"test": rows}, all=["no", "yes"])), ("no", "yes"))
+    assert list(found.slices) == ["original"]
 
 
 def test_a_plan_may_name_the_columns(tmp_path: Path) -> None:
@@ -158,6 +190,47 @@ def test_a_column_of_groups_names_the_contrast_sets(tmp_path: Path) -> None:
     found = read(str(write_set(tmp_path / "set", {"test": rows}, all=["no", "yes"])), ("no", "yes"))
     assert found.sets == ("1", "1", "2")
     assert found.slices == {"original": ("yes", "no", "no")}
+
+
+@pytest.mark.parametrize("sets", [None, "group"])
+@pytest.mark.parametrize("nothing", [None, "", " "])
+def test_a_row_without_a_group_belongs_to_no_contrast_set(nothing: Any, sets: str | None, tmp_path: Path) -> None:
+    rows = [{"text": "a", "label": 0, "group": group} for group in ("g", nothing, nothing, "g")]
+    folder = write_set(tmp_path / "set", {"test": rows}, all=["no", "yes"])
+    assert read(RobustnessSet(source=str(folder), sets=sets), ("no", "yes")).sets == ("g", None, None, "g")
+
+
+def test_a_contrast_set_counts_only_with_all_of_its_rows(tmp_path: Path) -> None:
+    rows = [
+        {"text": "a", "label": label, "group": group}
+        for label, group in ((0, "x"), (1, "x"), (0, "y"), (2, "y"), (1, None), (0, None))
+    ]
+    folder = write_set(tmp_path / "set", {"test": rows}, all=["negative", "neutral", "positive"])
+    found = read(str(folder), ("negative", "positive"))
+    assert (found.left_out, found.sets) == (2, (None, "y", "y", None))
+    assert found.notes[-1] == "1 contrast sets are not counted: a row of each is left out"
+
+
+def test_of_joined_splits_an_original_without_its_revision_is_no_contrast_set(tmp_path: Path) -> None:
+    originals = [{"text": "red apple pie", "label": 0}, {"text": "blue berry jam", "label": 2}]
+    revised = [{"text": "red apple cake", "label": 1}, {"text": "blue berry tea", "label": 0}]
+    folder = write_set(tmp_path / "set", {"o": originals, "r": revised}, all=["negative", "neutral", "positive"])
+    found = read(f"{folder}:o+r", ("negative", "positive"))
+    assert (found.rows.texts, found.sets) == (
+        ("red apple pie", "blue berry jam", "blue berry tea"),
+        (None, "1", "1"),
+    )
+
+
+@pytest.mark.parametrize("described", [True, False])
+def test_a_set_may_be_a_training_split_of_one_class(described: bool, tmp_path: Path) -> None:
+    folder = tmp_path / "set"
+    if described:
+        write_set(folder, {"train": [{"text": "a", "label": 1}, {"text": "b", "label": 1}]}, all=["no", "yes"])
+    else:
+        folder.mkdir()
+        (folder / "train.csv").write_text("text,label\na,yes\nb,yes\n")
+    assert read(f"{folder}:train", ("no", "yes")).labels == ("yes", "yes")
 
 
 def test_a_table_is_read_like_the_tables_of_the_task(tmp_path: Path) -> None:

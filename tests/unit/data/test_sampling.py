@@ -3,6 +3,7 @@
 import math
 import re
 from collections import Counter
+from dataclasses import replace
 from typing import Any, Literal
 
 import pytest
@@ -213,6 +214,79 @@ def test_rows_taken_from_unused_ones_hold_no_text_twice(seed: int, pairs: bool) 
     taken = contents(chosen.dev) + contents(chosen.test)
     assert len(chosen.dev) >= 10 and len(chosen.test) >= 10  # of 40 texts train holds at most 20
     assert len(set(taken)) == len(taken)
+
+
+def asked(task: str, questions: int = 300, each: int = 3) -> Dataset:
+    """Questions, several on one text one after the other."""
+    ids = tuple(map(str, range(questions)))
+    texts = tuple(f"text {place // each}" for place in range(questions))
+    if task == "multiple_choice":
+        rows = Examples(ids, texts, tuple((f"a {row}", f"b {row}") for row in ids), (0, 1) * (questions // 2))
+    else:
+        rows = Examples(ids, texts, tuple(f"question {row}" for row in ids), ((("text", 0),),) * questions)
+    return Dataset("toy", task, (), {"train": rows}, None, "toy", ())  # type: ignore[arg-type]
+
+
+ASKING = pytest.mark.parametrize("task", ["multiple_choice", "question_answering"])
+
+
+@ASKING
+@pytest.mark.parametrize("settings", [{"train_rows": 100}, {"train_rows": 180}, {"fraction": 0.1}, {}])
+@pytest.mark.parametrize("seed", range(3))
+def test_questions_on_one_text_never_stand_in_two_sets(settings: dict[str, Any], seed: int, task: str) -> None:
+    chosen = select(asked(task), **settings, seed=seed)
+    train, dev, test = (set(rows.texts) for rows in (chosen.train, chosen.dev, chosen.test))
+    assert not train & dev and not train & test and not dev & test
+    assert not any("repeat" in note for note in chosen.notes)
+
+
+@ASKING
+def test_of_questions_on_texts_that_do_not_train_dev_and_test_take_half_each(task: str) -> None:
+    data = asked(task)
+    chosen = select(data, train_rows=100)
+    assert chosen.train == take_rows(data.splits["train"], 100, seed=0)
+    free = [text for text in data.splits["train"].texts if text not in chosen.train.texts]
+    assert len(free) > 20 and len(chosen.test) == len(free) // 2
+    assert len(free) // 2 - 2 <= len(chosen.dev) <= len(free) // 2  # the last text of test may leave two questions
+
+
+@ASKING
+def test_a_tenth_of_the_questions_is_set_aside_with_all_that_is_asked_of_their_texts(task: str) -> None:
+    chosen = select(asked(task))
+    assert (len(chosen.test), len(chosen.dev)) == (30, 30)
+    assert len(chosen.train) == 300 - 30 - 30
+    assert set(Counter(chosen.test.texts).values()) == set(Counter(chosen.dev.texts).values()) == {3}
+
+
+@ASKING
+def test_few_long_texts_still_leave_one_for_each_set(task: str) -> None:
+    for seed in range(5):
+        chosen = select(asked(task, questions=30, each=10), seed=seed)
+        assert [len(set(rows.texts)) for rows in (chosen.train, chosen.dev, chosen.test)] == [1, 1, 1]
+    with pytest.raises(DataError, match="are too few to set any aside as test; name a test split"):
+        select(asked(task, questions=20, each=10))
+
+
+def test_questions_that_each_have_a_text_of_their_own_are_set_aside_as_rows_are() -> None:
+    data = asked("question_answering", questions=40, each=1)
+    plain = Dataset("toy", "regression", (), {"train": scores(40)}, None, "toy", ())
+    found, expected = select(data, seed=4), select(plain, seed=4)
+    assert (found.dev.ids, found.test.ids) == (expected.dev.ids, expected.test.ids)
+
+
+@ASKING
+def test_a_note_counts_questions_on_texts_that_train(task: str) -> None:
+    rows = asked(task).splits["train"]
+    data = dataset(train=rows.select(range(100)), dev=rows.select(range(98, 110)), test=rows.select([200]))
+    chosen = select(replace(data, task=task, label_names=()))  # type: ignore[arg-type]
+    assert chosen.notes == ("dev: 4 of 12 rows repeat the text of a training row",)
+
+
+def test_the_place_of_the_right_choice_is_no_class() -> None:
+    data = asked("multiple_choice")
+    for draw in (lambda: select(data, k_shot=8), lambda: take_k_shot(data.splits["train"], 8, seed=0)):
+        with pytest.raises(DataError, match=r"^k rows per class need class labels, one per row; take a number of rows"):
+            draw()
 
 
 def test_missing_test_makes_the_published_dev_the_test() -> None:

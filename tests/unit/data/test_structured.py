@@ -90,6 +90,22 @@ def test_class_indices_are_read_by_the_names_of_the_set(tmp_path: Path) -> None:
     assert dataset.splits["train"].labels == ((0, 1), ())
 
 
+@pytest.mark.parametrize(("column", "given"), [("labels", None), ("category", None), ("topics", "topics")])
+def test_the_names_of_the_set_are_those_of_the_labels_whatever_their_column(
+    column: str, given: str | None, tmp_path: Path
+) -> None:
+    rows: list[dict[str, Any]] = [{"text": "a", column: [1, 0]}, {"text": "b", column: []}]
+    folder = write_described(tmp_path / "set", rows, "multi_label", ["x", "y", "z"])
+    dataset = load_dataset(folder, label_column=given)
+    assert (dataset.label_names, dataset.splits["train"].labels) == (("x", "y", "z"), ((0, 1), ()))
+
+
+def test_labels_may_be_written_by_the_names_of_the_set(tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [{"text": "a", "labels": ["y", "x"]}, {"text": "b", "labels": [2]}]
+    dataset = load_dataset(write_described(tmp_path / "set", rows, "multi_label", ["x", "y", "z"]))
+    assert (dataset.label_names, dataset.splits["train"].labels) == (("x", "y", "z"), ((0, 1), (2,)))
+
+
 def test_texts_of_several_labels_may_be_pairs_in_columns_of_other_names(tmp_path: Path) -> None:
     rows = [{"premise": "a", "hypothesis": "b", "topics": ["x"]}]
     path = write_jsonl(tmp_path / "t.jsonl", rows)
@@ -132,6 +148,22 @@ def test_tag_indices_are_read_by_the_names_of_the_set(tmp_path: Path) -> None:
     rows = [{"tokens": ["two", "today"], "tags": [3, 1]}]
     dataset = load_dataset(write_described(tmp_path / "set", rows, "token_classification", TAGS))
     assert (dataset.label_names, dataset.splits["train"].labels) == (tuple(TAGS), ((3, 1),))
+
+
+@pytest.mark.parametrize(("column", "given"), [("ner_tags", None), ("labels", None), ("kinds", "kinds")])
+def test_the_names_of_the_set_are_those_of_the_tags_whatever_their_column(
+    column: str, given: str | None, tmp_path: Path
+) -> None:
+    rows = [{"tokens": ["two", "today"], column: [3, 1]}]
+    dataset = load_dataset(write_described(tmp_path / "set", rows, "token_classification", TAGS), label_column=given)
+    assert (dataset.label_names, dataset.splits["train"].labels) == (tuple(TAGS), ((3, 1),))
+
+
+def test_a_named_column_beside_the_tags_has_names_of_its_own(tmp_path: Path) -> None:
+    rows = [{"tokens": ["two", "today"], "tags": [3, 1], "parts_of_speech": [0, 1]}]
+    folder = write_described(tmp_path / "set", rows, "token_classification", TAGS)
+    assert load_dataset(folder).label_names == tuple(TAGS)
+    assert load_dataset(folder, label_column="parts_of_speech").label_names == ("0", "1")
 
 
 def test_words_and_tags_in_csv_are_json_or_separated_by_white_space(tmp_path: Path) -> None:
@@ -230,6 +262,14 @@ def test_a_row_whose_labels_cannot_be_read_is_named(row: dict[str, Any], said: s
         ({"tokens": [], "tags": []}, ": 'tokens' must be a list of words, at least one."),
         ({"tokens": ["a", 1], "tags": ["O", "O"]}, ": 'tokens' must be a list of words, at least one."),
         ({"tokens": None, "tags": ["O"]}, ": 'tokens' must be a list; got None."),
+        (
+            {"tokens": ["a", "\ud83d"], "tags": ["O", "O"]},
+            ": 'tokens' holds half a character (a lone surrogate); write it anew.",
+        ),
+        (
+            {"tokens": ["a" * 1_000_001], "tags": ["O"]},
+            ": 'tokens' has 1,000,001 characters, over 1,000,000; split or shorten this text.",
+        ),
         ({"tokens": ["a"], "tags": [None]}, ": 'tags' must hold names or numbers; got None."),
     ],
 )

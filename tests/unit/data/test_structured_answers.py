@@ -69,6 +69,13 @@ def test_a_question_stands_before_each_choice(tmp_path: Path) -> None:
     assert rows.pairs == (("Why? The street is wet.", "Why? It is dry."),)
 
 
+def test_the_choices_of_a_row_are_kept_without_the_question_too(tmp_path: Path) -> None:
+    choices = [" It is dry.", "Why? Snow. "]
+    rows = choices_of(tmp_path, CHOICES, {**CHOICES, "choices": choices, "question": "Why?"}).splits["train"]
+    assert rows.choices == (tuple(CHOICES["choices"]), tuple(choices))
+    assert rows.select([1]).choices == (tuple(choices),)
+
+
 def test_a_question_without_another_text_is_the_text(tmp_path: Path) -> None:
     rows = choices_of(tmp_path, {"question": "Why?", "choices": ["a", "b"], "answer": 1}).splits["train"]
     assert (rows.texts, rows.pairs, rows.labels) == (("Why?",), (("a", "b"),), (1,))
@@ -82,6 +89,9 @@ def test_a_question_without_another_text_is_the_text(tmp_path: Path) -> None:
         pytest.param({}, "B", 1, id="a letter"),
         pytest.param({"label": ["A", "B"]}, "A", 0, id="a name that the choices have"),
         pytest.param({"label": ["1", "2"]}, "2", 1, id="a number that the choices have"),
+        pytest.param({"label": ["1", "2"]}, 1, 0, id="a number that the choices have as a text"),
+        pytest.param({"label": ["A", "B"]}, 1, 1, id="a number where the choices have letters"),
+        pytest.param({"label": []}, "B", 1, id="a letter where the choices have no names"),
     ],
 )
 def test_the_right_choice_may_be_named_in_several_ways(
@@ -116,6 +126,46 @@ def test_a_label_that_is_no_choice_is_refused(label: Any, tmp_path: Path) -> Non
         f"choice, or a letter from A to B; got {label!r}."
     ):
         choices_of(tmp_path, {**CHOICES, "label": label})
+
+
+@pytest.mark.parametrize("label", [0, "0", 3, "A", None, True])
+def test_a_number_is_a_name_where_choices_are_named_by_numbers(label: Any, tmp_path: Path) -> None:
+    choices = {"text": CHOICES["choices"], "label": ["1", "2"]}
+    with refused(
+        f"{tmp_path / 't.jsonl'}, row 1 (line 1): the label in 'label' must be a name of a choice, '1', '2'; got "
+        f"{label!r}."
+    ):
+        choices_of(tmp_path, {**CHOICES, "choices": choices, "label": label})
+
+
+@pytest.mark.parametrize("names", [3, "AB", ["A"], ["A", "B", "C"], ["A", 2], ["A", "A"], {"A": "B"}])
+def test_names_of_choices_are_one_text_for_each(names: Any, tmp_path: Path) -> None:
+    with refused(
+        f"{tmp_path / 't.jsonl'}, row 1 (line 1): 'label' in 'choices' must be a list of distinct texts, one for each "
+        f"choice; got {names!r}."
+    ):
+        choices_of(tmp_path, {**CHOICES, "choices": {"text": CHOICES["choices"], "label": names}})
+
+
+def test_there_may_be_more_choices_than_letters(tmp_path: Path) -> None:
+    rows = choices_of(tmp_path, {**CHOICES, "choices": [f"choice {n}" for n in range(30)], "label": 29})
+    assert rows.splits["train"].labels == (29,)
+
+
+@pytest.mark.parametrize(("column", "value"), [("question", "Why\ud83d?"), ("choices", ["a", "b\ud83d"])])
+def test_half_a_character_in_a_question_or_a_choice_is_refused(column: str, value: Any, tmp_path: Path) -> None:
+    with refused(
+        f"{tmp_path / 't.jsonl'}, row 1 (line 1): {column!r} holds half a character (a lone surrogate); write it anew."
+    ):
+        choices_of(tmp_path, {**CHOICES, column: value})
+
+
+def test_a_choice_that_is_too_long_is_refused(tmp_path: Path) -> None:
+    with refused(
+        f"{tmp_path / 't.jsonl'}, row 1 (line 1): 'choices' has 1,000,001 characters, over 1,000,000; split or shorten "
+        "this text."
+    ):
+        choices_of(tmp_path, {**CHOICES, "choices": ["a", "b" * 1_000_001]})
 
 
 @pytest.mark.parametrize("choices", [["one"], [], "one", 7, None, ["a", 3], ["a", " "]])
@@ -172,11 +222,19 @@ def test_parquet_holds_answers_as_they_are(tmp_path: Path) -> None:
     assert rows.labels == ((("The red fox", 0), ("fox", 8)),)
 
 
-@pytest.mark.parametrize(("said", "start"), [("fox", 7), ("wolf", 8), ("fox", 800), ("fox", -13), ("", 3)])
+@pytest.mark.parametrize(("said", "start"), [("fox", 7), ("wolf", 8), ("fox", 800), ("fox", -13)])
 def test_an_answer_that_does_not_stand_at_its_character_is_refused(said: str, start: int, tmp_path: Path) -> None:
     with refused(
         f"{tmp_path / 't.jsonl'}, row 1 (line 1): the answer {said!r} does not stand at character {start} of the text; "
         "write no answer as two empty lists."
+    ):
+        answers_of(tmp_path, {**ANSWERS, "answers": {"text": [said], "answer_start": [start]}})
+
+
+@pytest.mark.parametrize(("said", "start"), [("", 3), (" ", 3), (" ", 7), ("\t", 0)])
+def test_a_blank_answer_is_refused_wherever_it_stands(said: str, start: int, tmp_path: Path) -> None:
+    with refused(
+        f"{tmp_path / 't.jsonl'}, row 1 (line 1): the answer {said!r} is blank; write no answer as two empty lists."
     ):
         answers_of(tmp_path, {**ANSWERS, "answers": {"text": [said], "answer_start": [start]}})
 

@@ -73,12 +73,6 @@ def test_titles_and_defaults_do_not_make_another_run() -> None:
     assert one.essence() != config_of(steps=8).essence()
 
 
-def test_a_setting_is_changed_by_name_or_refused() -> None:
-    assert config_of(steps=7).with_run_setting("batch_size", 3).run.batch_size == 3
-    with pytest.raises(RecipeError, match=r"run\.batch_size must be greater than or equal to 1; got 0"):
-        config_of(steps=7).with_run_setting("batch_size", 0)
-
-
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="does not exist"):
         load_pretrain(tmp_path / "run.yaml")

@@ -6,13 +6,26 @@ import torch
 from scipy.special import softmax
 
 from steadytune.reports.calibration import expected_calibration_error, fit_temperature
-from steadytune.reports.examples import Flip, calibrated, chosen_rows, confusion_counts, flips, plane, quintiles
-from steadytune.reports.study import Predictions
+from steadytune.reports.examples import (
+    Flip,
+    calibrated,
+    chosen_rows,
+    confusion_counts,
+    flips,
+    plane,
+    quintiles,
+    right_shares,
+)
+from steadytune.reports.predictions import Answers, Predictions
 from tolerances import SAME
 
 
 def said(answers: list[int], labels: list[int], classes: int = 3) -> Predictions:
     return Predictions([f"r{index}" for index in range(len(labels))], np.array(labels), np.eye(classes)[answers])
+
+
+def answered(answers: list[int], labels: list[int]) -> Answers:
+    return said(answers, labels).answers
 
 
 def test_confusions_are_summed_over_runs() -> None:
@@ -22,20 +35,30 @@ def test_confusions_are_summed_over_runs() -> None:
 
 def test_a_row_changes_sides_where_most_seeds_do() -> None:
     labels = [0, 0, 0]
-    before = [said([1, 0, 1], labels), said([2, 0, 0], labels), said([1, 1, 0], labels)]
-    after = [said([0, 1, 0], labels), said([0, 1, 1], labels), said([1, 1, 0], labels)]
+    before = [answered([1, 0, 1], labels), answered([2, 0, 0], labels), answered([1, 1, 0], labels)]
+    after = [answered([0, 1, 0], labels), answered([0, 1, 1], labels), answered([1, 1, 0], labels)]
     won, lost = flips(before, after)
     assert won == [Flip("r0", 0, 1, 0, 0.0, 2 / 3)]
     assert lost == [Flip("r1", 0, 0, 1, 2 / 3, 0.0)]
 
 
 def test_half_of_the_seeds_are_not_most() -> None:
-    before, after = [said([1], [0]), said([0], [0])], [said([0], [0]), said([0], [0])]
+    before, after = [answered([1], [0]), answered([0], [0])], [answered([0], [0]), answered([0], [0])]
     assert flips(before, after) == ([], [])
 
 
 def test_a_row_that_one_recipe_never_scored_does_not_count() -> None:
-    assert flips([said([1], [0])], [Predictions(["other"], np.array([0]), np.eye(3)[[0]])]) == ([], [])
+    assert flips([answered([1], [0])], [Answers(["other"], [0], [0])]) == ([], [])
+
+
+def test_an_answer_of_several_parts_changes_sides_as_a_whole() -> None:
+    before, after = Answers(["r0"], [(0, 2)], [(0, 1, 2)]), Answers(["r0"], [(0, 2)], [(0, 2)])
+    assert flips([before], [after]) == ([Flip("r0", (0, 2), (0, 1, 2), (0, 2), 0.0, 1.0)], [])
+
+
+def test_each_row_has_the_share_of_runs_that_are_right() -> None:
+    runs = [answered([0, 1], [0, 0]), answered([0, 0], [0, 0]), Answers(["r0"], [0], [1])]
+    assert right_shares(runs) == {"r0": 2 / 3, "r1": 1 / 2}
 
 
 def test_each_seed_is_scaled_by_the_temperature_of_its_own_dev_rows() -> None:

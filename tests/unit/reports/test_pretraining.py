@@ -19,8 +19,9 @@ def record_of(recipe: str = "plain", *, seed: int = 0, slower: float = 1.0, **ch
     values: dict[str, Any] = {
         "run_id": "0" * 16,
         "config": {
-            "texts": {"train": ["/secret/place/novels.txt"]},
-            "recipe": {"name": f"pretrain/{recipe}"},
+            "texts": {"train": ["/secret/place/novels.txt"], "dev": "/secret/other/letters.txt"},
+            "model": "new:/secret/shapes/config.json",
+            "recipe": {"name": f"pretrain/{recipe}", "methods": {}, "dropout": {}, "model": None, "longer": 1.0},
             "run": run,
             "seed": seed,
         },
@@ -28,8 +29,10 @@ def record_of(recipe: str = "plain", *, seed: int = 0, slower: float = 1.0, **ch
         "data_fingerprints": {"train": "a", "dev": "b"},
         "data": {"train": Texts(texts=9, tokens=90, sequences=6), "dev": Texts(sequences=2, masked_places=5)},
         "data_notes": [],
-        "model_name": "new:1x32",
-        "model_revision": "new",
+        "model_name": "new:config.json",
+        "model_revision": "new 0123456789ab",
+        "vocabulary": 100,
+        "tokenizer": "c",
         "parameters": 10,
         "dropout": {"hidden": 0.1},
         "learning_rate": 1e-3,
@@ -83,6 +86,31 @@ def test_one_recipe_with_two_budgets_is_two_curves_that_say_so(tmp_path: Path) -
     assert "plain (30 steps)" in page and "plain (2 min)" in page
 
 
+def test_runs_of_one_recipe_are_named_by_the_settings_in_which_they_differ(tmp_path: Path) -> None:
+    slow, fast, scheduled = record_of("asa"), record_of("asa", learning_rate=2e-3), record_of("asa")
+    fast.config["run"]["learning_rate"] = 2e-3
+    scheduled.config["recipe"]["methods"] = {"asa": {"weight": 2.0}}
+    page = report(tmp_path, record_of(), slow, fast, scheduled)
+    for name in ("plain", "asa (learning_rate 0.001, asa.weight default)", "asa (learning_rate 0.002, asa.weight def"):
+        assert name in page
+    assert "asa (learning_rate 0.001, asa.weight 2.0)" in page and "plain (" not in page
+
+
+def test_runs_of_one_recipe_that_differ_in_no_setting_are_named_by_their_folders(tmp_path: Path) -> None:
+    page = report(tmp_path, record_of(), record_of(data_fingerprints={"train": "z", "dev": "b"}))
+    assert "plain (run-0)" in page and "plain (run-1)" in page
+
+
+def test_a_recipe_that_trains_longer_is_said_to_fit_one_plain_share_only(tmp_path: Path) -> None:
+    said = "takes the time of ASA only where run.plain_fraction is 0.2"
+    longer = record_of("plain-equal-time")
+    longer.config["recipe"]["longer"] = 1.9
+    (tmp_path / "with").mkdir()
+    (tmp_path / "without").mkdir()
+    assert said in report(tmp_path / "with", record_of(), longer)
+    assert said not in report(tmp_path / "without", record_of(), record_of("asa"))
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -91,6 +119,9 @@ def test_one_recipe_with_two_budgets_is_two_curves_that_say_so(tmp_path: Path) -
         ({"data_fingerprints": {"train": "c", "dev": "b"}}, "did not learn from the same texts"),
         ({"model_revision": "other"}, "did not begin with the same weights"),
         ({"hardware": {"cores": 4}}, "did not have the same hardware"),
+        ({"vocabulary": 64}, "the same masked set"),
+        ({"tokenizer": "d"}, "the same masked set"),
+        ({"seed": 1}, "did not begin with the same weights"),
     ],
 )
 def test_runs_that_do_not_compare_are_said_not_to(changes: dict[str, Any], words: str, tmp_path: Path) -> None:
@@ -98,12 +129,23 @@ def test_runs_that_do_not_compare_are_said_not_to(changes: dict[str, Any], words
 
 
 def test_runs_that_compare_carry_no_warning(tmp_path: Path) -> None:
-    assert "did not" not in report(tmp_path, record_of(notices=[]), record_of("asa", notices=[]))
+    records = [record_of(recipe, seed=seed, notices=[]) for recipe in ("plain", "asa") for seed in (0, 1)]
+    page = report(tmp_path, *records)
+    assert "did not" not in page and "not measured" not in page
+
+
+def test_other_seeds_of_one_trained_model_begin_with_the_same_weights(tmp_path: Path) -> None:
+    trained: dict[str, Any] = {"model_name": "mine", "model_revision": "e", "notices": []}
+    assert "did not" not in report(tmp_path, record_of(**trained), record_of("asa", seed=1, **trained))
 
 
 def test_places_of_files_stay_out_and_words_are_escaped(tmp_path: Path) -> None:
-    page = report(tmp_path, record_of())
-    assert "novels.txt" in page and "/secret" not in page
+    noted = record_of(data_notes=["/secret/place/novels.txt: one text per line", "/secret/other/letters.txt: <cut>"])
+    noted.config["recipe"]["model"] = noted.config["model"]
+    page = report(tmp_path, noted)
+    for name in ("novels.txt: one text per line.", "letters.txt: &lt;cut&gt;.", "new:config.json", "dev: letters.txt"):
+        assert name in page
+    assert "/secret" not in page
     assert "&lt;b&gt;said&lt;/b&gt;" in page and "<b>said" not in page
 
 

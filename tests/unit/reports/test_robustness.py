@@ -99,6 +99,15 @@ def test_a_study_without_robustness_sets_has_no_such_section(tmp_path: Path) -> 
     assert robustness_section(read_study(make_study(tmp_path / "study", ["similarity"], ARMS, [0]))) is None
 
 
+def test_where_nobody_looked_for_rows_that_were_trained_on_nothing_is_said_of_them(folder: Path) -> None:
+    assert scores(0.5).met is None
+    section = section_of(folder)
+    lines = [line for group in section.groups for block in group.blocks if isinstance(block, Words)
+             for line in block.lines]  # fmt: skip
+    assert "probe:test: a <note>" in lines
+    assert not any("training rows" in line for line in lines)
+
+
 def test_rows_that_changed_between_runs_and_rows_that_were_trained_on_are_named(folder: Path) -> None:
     path = next((folder / "records").iterdir())
     record = json.loads(path.read_text())

@@ -486,6 +486,11 @@ def test_the_ceiling_is_given_in_the_unit_of_the_scores() -> None:
     assert cannot_decide([99.0, 100.0, 100.0], chance=50.0, ceiling=100.0) is not None
 
 
+def test_the_ceiling_counts_where_chance_is_not_known() -> None:
+    assert cannot_decide(around(0.51), chance=None) is None
+    assert "the ceiling" in str(cannot_decide(around(0.981), chance=None))
+
+
 @pytest.mark.parametrize("scores", [[], [0.5], [0.5, NAN]])
 def test_below_two_seeds_nothing_is_said_about_the_data(scores: list[float]) -> None:
     assert cannot_decide(scores, chance=0.5) is None

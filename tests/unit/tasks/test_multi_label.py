@@ -155,6 +155,15 @@ def test_a_class_that_neither_occurs_nor_is_predicted_scores_0_without_a_warning
     assert (found["macro_f1"], len(recwarn)) == (1 / 3, 0)
 
 
+def test_a_single_class_is_scored_by_its_own_rows_alone() -> None:
+    """One row of four has the class: found beside one too many, then not found."""
+    task, truth = MultiLabel(("a",)), ((0,), (), (), ())
+    found = task.scores(np.asarray([[1.0], [1.0], [-1.0], [-1.0]]), truth)
+    assert (found["micro_f1"], found["macro_f1"]) == pytest.approx((2 / 3, 2 / 3), rel=EXACT)
+    nothing = task.scores(np.full((4, 1), -1.0), truth)
+    assert nothing == {"micro_f1": 0.0, "macro_f1": 0.0, "exact_match": 3 / 4}
+
+
 # -- answers and head -------------------------------------------------------------------------------------------------
 
 

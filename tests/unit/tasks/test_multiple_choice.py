@@ -166,6 +166,23 @@ def test_choices_that_a_row_does_not_have_never_reach_the_model() -> None:
     assert batch["input_ids"].shape[:2] == batch["attention_mask"].shape[:2] == (1, 2 + 3 + 4)
 
 
+@pytest.mark.parametrize("counts", [(2, 3, 4), (50, 40), (97, 89, 83, 79, 73, 71, 67, 61, 59, 53, 2)])
+def test_every_row_has_the_same_part_in_a_mean_however_many_choices_it_has(counts: tuple[int, ...]) -> None:
+    batch = batch_of(rows_of(*[("a", ["b"] * count, 0) for count in counts]))
+    per_text = TASK.items(batch).per_text
+    assert per_text is not None
+    parts = (per_text.double() / per_text.double().sum()).split(counts)
+    for own in parts:
+        torch.testing.assert_close(own, torch.full_like(own, 1 / len(counts) / len(own)), **EXACT)
+
+
+def test_a_row_without_a_label_has_no_part_in_a_mean() -> None:
+    batch = batch_of(UNEQUAL)
+    batch["labels"][1] = torch.where(batch["labels"][1] == 1, 0, batch["labels"][1])
+    per_text = TASK.items(batch).per_text
+    assert per_text is not None and [bool(own.any()) for own in per_text.split((2, 3, 4))] == [True, False, True]
+
+
 def test_a_batch_of_equal_rows_reaches_the_model_as_it_is() -> None:
     batch = batch_of(UNEQUAL.select([1]))
     given = dict(batch)

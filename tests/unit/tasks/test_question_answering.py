@@ -11,7 +11,6 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor
 from torch.nn.functional import cross_entropy
-from torchmetrics.functional.text import squad
 from transformers import BertTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.modeling_outputs import QuestionAnsweringModelOutput
 
@@ -24,6 +23,7 @@ EXACT: dict[str, float] = {"rtol": SAME[torch.float64], "atol": SAME[torch.float
 TASK = QuestionAnswering()
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmnopqrstuvwxyz"]
 CLS, SEP = 2, 3
+NO_TOKEN = "\u200b"  # a space of no width, which a BERT tokenizer removes
 LONG = " ".join(WORDS[5:])  # the alphabet: the n-th letter begins at character 2 n
 
 
@@ -245,6 +245,46 @@ def test_an_answer_within_a_token_is_that_token() -> None:
     assert encoded.targets == [[4, 4]]
 
 
+SPACED = "a b  c d"
+
+
+@pytest.mark.parametrize(("said", "start"), [(" b", 1), ("b ", 2), (" b  ", 1), ("b", 2)])
+@pytest.mark.parametrize("with_space", [False, True])
+def test_white_space_at_the_ends_of_an_answer_is_no_part_of_it(said: str, start: int, with_space: bool) -> None:
+    words = with_space_in_tokens() if with_space else tokenizer()
+    encoded = TASK.encode(rows_of((SPACED, "d", [(said, start)])), words, 16)
+    tokens = words.convert_ids_to_tokens(encoded.input_ids[0])
+    place = tokens.index("▁b" if with_space else "b")
+    assert (encoded.targets, encoded.unheld_answers) == ([[place, place]], 0)
+
+
+@pytest.mark.parametrize("said", ["b c", f"{NO_TOKEN}b c", f"b c{NO_TOKEN}", f"{NO_TOKEN}b c{NO_TOKEN}"])
+def test_characters_without_a_token_at_the_ends_of_an_answer_are_no_matter(said: str) -> None:
+    encoded = encoded_of((f"a {said} d", "d", [(said, 2)]))
+    assert encoded.input_ids == [[CLS, *ids("d"), SEP, *ids("a b c d"), SEP]]
+    assert encoded.targets == [[4, 5]]
+
+
+def test_an_answer_that_begins_before_its_window_is_not_in_it_whatever_stands_between() -> None:
+    """The windows are a-l, h-s and o-z; a character without a token stands before g, the first letter of the answer."""
+    text = LONG.replace("f g", f"f {NO_TOKEN}g")
+    encoded = encoded_of((text, "a", [(f"{NO_TOKEN}g h", 12)]), length=16)
+    assert encoded.targets == [[9, 10], [0, 0], [0, 0]]
+
+
+def test_answers_that_no_window_holds_are_counted() -> None:
+    held, cut = (LONG, "a", [("k l m", 20)]), (LONG, "a", [("a b c d e f g h i j k l m n", 0)])
+    silent, nothing = ("a b", "c", []), (f"a {NO_TOKEN} b", "c", [(NO_TOKEN, 2)])
+    assert encoded_of(held, cut, silent, nothing).unheld_answers == 2
+    assert encoded_of(held, silent).unheld_answers == 0
+
+
+@pytest.mark.parametrize("blank", [" ", "  ", ""])
+def test_a_blank_answer_is_pointed_at_by_no_token(blank: str) -> None:
+    encoded = TASK.encode(rows_of((SPACED, "d", [(blank, 3)])), with_space_in_tokens(), 16)
+    assert (encoded.targets, encoded.unheld_answers) == ([[0, 0]], 1)
+
+
 def test_of_several_answers_the_first_is_learnt() -> None:
     assert encoded_of(("a b c", "d", [("c", 4), ("a", 0)])).targets == [[5, 5]]
 
@@ -402,22 +442,16 @@ def test_scores_of_a_batch_come_without_padding() -> None:
 
 # -- metrics ----------------------------------------------------------------------------------------------------------
 
-PREDICTED = ["The cat", "a dog barks", "", "", "nine", "x"]
-TRUE: list[list[tuple[str, int]]] = [
-    *([("cat", 0)], [("dog", 0), ("the dog barks", 0)], [], [("here", 3)], [], [("x y z", 0), ("x y", 0)]),
-]
 
-
-def test_exact_match_and_f1_are_those_of_torchmetrics() -> None:
-    ours = TASK.scores([Answer(text, 0, 0.0) for text in PREDICTED], TRUE)
-    theirs = squad(
-        [{"prediction_text": text, "id": str(row)} for row, text in enumerate(PREDICTED)],
-        [
-            {"answers": {"text": [text for text, _ in answers] or [""], "answer_start": [0]}, "id": str(row)}
-            for row, answers in enumerate(TRUE)
-        ],
-    )
-    assert ours == {"f1": float(theirs["f1"]) / 100, "exact_match": float(theirs["exact_match"]) / 100}
+def test_exact_match_and_f1_are_means_over_the_rows() -> None:
+    """F1 of each row: 1, 2·1·⅔/(1+⅔), 1, 0, 0, 2·1·½/(1+½); the first and the third match exactly."""
+    predicted = ["The cat", "dog barks", "", "", "nine", "x"]
+    truth: list[list[tuple[str, int]]] = [
+        *([("cat", 0)], [("a cat", 0), ("the dog barks loudly", 0)], [], [("here", 3)], [], [("x y z", 0), ("x y", 0)]),
+    ]
+    found = TASK.scores([Answer(text, 0, 0.0) for text in predicted], truth)
+    expected = {"exact_match": 2 / 6, "f1": (1 + 4 / 5 + 1 + 0 + 0 + 2 / 3) / 6}
+    assert found == pytest.approx(expected, rel=0, abs=PRINTED[torch.float32])
 
 
 @pytest.mark.parametrize(
@@ -429,6 +463,14 @@ def test_exact_match_and_f1_are_those_of_torchmetrics() -> None:
         pytest.param("The Cat.", [("cat", 0)], 1, 1, id="articles, case and punctuation do not count"),
         pytest.param("black cat", [("dog", 0), ("a black cat", 3)], 1, 1, id="the best of several answers counts"),
         pytest.param("black cat", [("cat", 0)], 0, 2 / 3, id="shared words count in part"),
+        pytest.param("cat cat dog", [("cat dog dog", 0)], 0, 2 / 3, id="a word counts as often as in both"),
+        pytest.param("cat-dog", [("cat dog", 0)], 0, 0, id="punctuation vanishes and parts no words"),
+        pytest.param("a1, b2!", [("b2 A1", 0)], 0, 1, id="order does not count in F1"),
+        pytest.param("", [("the", 0)], 1, 1, id="an answer of articles alone is no answer"),
+        pytest.param("the", [("A.", 0)], 1, 1, id="so is a prediction of articles alone"),
+        pytest.param("cat", [("the", 0)], 0, 0, id="a word where the answer has articles alone"),
+        pytest.param("", [("the", 0), ("cat", 4)], 0, 0, id="no answer beside one of articles alone and one of words"),
+        pytest.param("cat", [("the", 0), ("cat", 4)], 1, 1, id="the answer of words where another has articles alone"),
     ],
 )
 def test_a_prediction_is_judged_as_on_squad(
@@ -440,7 +482,7 @@ def test_a_prediction_is_judged_as_on_squad(
 
 def test_what_is_kept_are_places_and_no_text() -> None:
     kept = TASK.columns([Answer("b c", 2, 1.5), Answer("", 0, 3.0)], [(("b", 2), ("b c d", 2)), ()])
-    assert kept == {"label": [[2, 1, 2, 5], []], "predicted": [[2, 3], [0, 0]]}
+    assert kept == {"label": [[2, 1, 2, 5], []], "predicted": [[2, 3], [0, 0]], "exact_match": [False, True]}
 
 
 def test_an_answer_is_text_place_and_score() -> None:
@@ -454,6 +496,4 @@ def test_the_head_has_two_outputs_and_says_whether_there_may_be_no_answer(allow_
 
 def test_a_window_knows_its_answer_by_characters() -> None:
     window = Window(np.array([[-1, -1], [0, 3], [4, 7], [-1, -1]], dtype=np.int32), 0)
-    assert [window.target([("dog", 4)]), window.target([("ca", 0)]), window.target([("dogs", 4)])] == [
-        *([2, 2], [1, 1], [0, 0]),
-    ]
+    assert [window.target(answer) for answer in ((4, 7), (0, 2), (4, 8), None)] == [[2, 2], [1, 1], [0, 0], [0, 0]]

@@ -1,5 +1,6 @@
 """Tagged words: from words to tokens and back, seqeval's own scores, and answers by name."""
 
+import json
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -92,6 +93,37 @@ def test_a_byte_level_tokenizer_reads_every_word_as_in_running_text(tmp_path: Pa
     words.save_pretrained(tmp_path)
     again = transformers.AutoTokenizer.from_pretrained(tmp_path)
     assert again(["in", "new", "york"], is_split_into_words=True)["input_ids"] == expected
+
+
+def tokenizer_with_splits_before_its_bytes() -> Any:
+    """As many recent vocabularies have it: a pattern splits the text, and only then come the bytes."""
+    words = byte_level_tokenizer()
+    splits, bytes_of = tokenizers.pre_tokenizers.Split, tokenizers.pre_tokenizers.ByteLevel
+    words.backend_tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Sequence(
+        [
+            splits(tokenizers.Regex(r" ?[a-z]+| ?[^a-z\s]+"), "isolated"),
+            bytes_of(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    return words
+
+
+def test_a_tokenizer_that_splits_before_its_bytes_reads_words_as_in_running_text_too(tmp_path: Path) -> None:
+    words = tokenizer_with_splits_before_its_bytes()
+    expected = words(" in new-york")["input_ids"]
+    rows = Examples(("1",), (("in", "new-york"),))
+    assert TASK.encode(rows, words, 16).input_ids == TASK.encode(rows, words, 16).input_ids == [expected]
+    words.save_pretrained(tmp_path)
+    again = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    assert again(["in", "new-york"], is_split_into_words=True)["input_ids"] == expected
+
+
+def test_a_tokenizer_that_knows_words_without_their_space_is_left_as_it_is() -> None:
+    words = bert_tokenizer()
+    before = words.backend_tokenizer.to_str()
+    TASK.encode(Examples(("1",), (("in", "new", "york"),)), words, 16)
+    settings = json.loads(words.backend_tokenizer.to_str())
+    assert settings["pre_tokenizer"] == json.loads(before)["pre_tokenizer"]
 
 
 def test_a_slow_tokenizer_is_refused() -> None:
@@ -269,6 +301,27 @@ def test_scores_are_those_of_seqeval() -> None:
 def test_rows_without_entities_score_0_without_a_warning(recwarn: pytest.WarningsRecorder) -> None:
     assert TASK.scores([[0, 0]], [[0, 0]]) == {"entity_f1": 0.0, "precision": 0.0, "recall": 0.0, "accuracy": 1.0}
     assert len(recwarn) == 0
+
+
+LAST_AND_UNIT = ("O", "B-person", "I-person", "L-person", "U-person")  # ends and single words by other letters
+
+
+def test_single_words_marked_by_u_are_entities_of_their_own() -> None:
+    """Two persons of one word each stand side by side; one person of two words is another thing."""
+    found = TokenClassification(LAST_AND_UNIT).scores([[1, 3]], [[4, 4]])
+    assert (found["entity_f1"], found["accuracy"]) == (0.0, 0.0)
+
+
+def test_last_words_marked_by_l_end_an_entity(recwarn: pytest.WarningsRecorder) -> None:
+    """Two persons of two words each stand side by side; one of them is found."""
+    found = TokenClassification(LAST_AND_UNIT).scores([[1, 3, 0, 4]], [[1, 3, 1, 3]])
+    assert (found["precision"], found["recall"], len(recwarn)) == (1 / 2, 1 / 2, 0)
+
+
+def test_decoded_rows_keep_the_letters_of_their_tags_and_part_adjacent_entities() -> None:
+    (row,) = TokenClassification(LAST_AND_UNIT).decode([[4, 4, 1, 2, 3, 1, 3]])
+    assert row["tags"][:2] == ["U-person", "U-person"]
+    assert [(one["first_word"], one["last_word"]) for one in row["entities"]] == [(0, 0), (1, 1), (2, 4), (5, 6)]
 
 
 SPEECH = ("ADJ", "NOUN", "VERB")

@@ -10,6 +10,7 @@ from transformers import AutoModel
 from steadytune.tasks import Classification, MultipleChoice, QuestionAnswering, Task, infer_task
 from steadytune.training.loading import RunError, load_model, load_trained_model, locate_model
 from tiny import tiny_model
+from tinylm import FAMILIES as HAVE_A_MASKED_HEAD
 
 NAMES = ("bad", "fair", "good")
 
@@ -119,3 +120,11 @@ def _base(folder: Path, fresh: bool = True) -> Path:
     if fresh:
         AutoModel.from_config(tiny_model("bert", depth=1).config).save_pretrained(folder)
     return folder
+
+
+@pytest.mark.parametrize("family", HAVE_A_MASKED_HEAD)
+def test_a_new_head_that_guesses_words_shares_the_embeddings_of_its_own_model(family: str, tmp_path: Path) -> None:
+    saved(tmp_path, family)
+    model = load_model(locate_model(str(tmp_path)), "AutoModelForMaskedLM")
+    assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    assert torch.equal(model.get_input_embeddings().weight, model.base_model.get_input_embeddings().weight)

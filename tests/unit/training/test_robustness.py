@@ -4,9 +4,10 @@ import pytest
 
 from steadytune.data import Examples
 from steadytune.data.robustness import RobustnessRows, RobustnessSet
+from steadytune.encoders.bundled import AFFECTED_SETS
 from steadytune.tasks import Classification, Regression
 from steadytune.training.loading import RunError
-from steadytune.training.robustness import robustness_rows, tally
+from steadytune.training.robustness import met_texts, robustness_rows, tally
 
 NOTHING: tuple[list[int], list[int]] = ([], [])
 
@@ -55,6 +56,16 @@ def test_a_contrast_set_counts_if_all_its_rows_are_right() -> None:
 def test_rows_that_stand_alone_have_no_consistency() -> None:
     found = tally(asked(["no"], ("no", "yes")), [0], NOTHING)
     assert (found.sets, found.consistency, found.groups, found.notes) == (None, None, [], ["a note"])
+
+
+def test_predictions_alone_do_not_say_which_rows_were_trained_on() -> None:
+    assert tally(asked(["no"], ("no", "yes")), [0], NOTHING).met is None
+
+
+def test_only_the_bundled_encoder_is_known_to_have_met_texts() -> None:
+    affected = sorted(AFFECTED_SETS)[0]
+    assert met_texts("bundled", affected) == [f"the bundled encoder has met texts of {affected} in its own training"]
+    assert met_texts("bundled", "reviews") == met_texts("owner/name", affected) == met_texts(None, affected) == []
 
 
 def test_other_labels_are_another_fingerprint() -> None:

@@ -10,6 +10,10 @@ from steadytune.reports.study import Study
 from steadytune.reports.tables import Sheet, Value, columns
 
 _QUARTILES = {"min": "min", "lower": "25 %", "median": "median", "upper": "75 %", "max": "max"}
+_COUNTED = {
+    "multi_label": ("Rows by class; a row counts for each of its classes", "class"),
+    "token_classification": ("Words by tag", "tag"),
+}
 
 
 def data_section(study: Study) -> Section:
@@ -24,7 +28,8 @@ def data_section(study: Study) -> Section:
         notes += _run_notes(study, str(found.get("task")), str(found.get("protocol")))
         report = found.get("report") or {}
         blocks: list[Block] = [Words([f"{note}." for note in notes], "warning")] if notes else []
-        blocks += _data_sheets(report.get("splits") or {}, report.get("repeats") or ())
+        counted = _COUNTED.get(_kind(study, str(found.get("task"))), ("Rows by class", "class"))
+        blocks += _data_sheets(report.get("splits") or {}, report.get("repeats") or (), counted)
         groups.append(Group(f"{found.get('task')}, {found.get('protocol')}", blocks))
     if not groups:
         groups = [Group("", [Words(["The study's folder says nothing about its data."])])]
@@ -65,7 +70,16 @@ def _run_notes(study: Study, task: str, protocol: str) -> list[str]:
     return list(dict.fromkeys(note for record in own for note in record.data_notes))
 
 
-def _data_sheets(splits: Mapping[str, Any], repeats: Iterable[Mapping[str, Any]]) -> list[Block]:
+def _kind(study: Study, task: str) -> str:
+    """What kind of task it is, as its runs say; "" where none is done."""
+    own = (study.example(place) for place in study.places if place.task == task)
+    return next((record.task for record in own if record is not None), "")
+
+
+def _data_sheets(
+    splits: Mapping[str, Any], repeats: Iterable[Mapping[str, Any]], counted: tuple[str, str]
+) -> list[Block]:
+    """What is known of the rows; `counted` is the title of the table of labels, and the heading of its labels."""
     sizes: list[list[Value]] = []
     labels: dict[str, dict[str, int]] = {}
     for name, split in splits.items():
@@ -82,7 +96,7 @@ def _data_sheets(splits: Mapping[str, Any], repeats: Iterable[Mapping[str, Any]]
     made: list[Block] = [Sheet("data", "Rows and their length", columns(*heads), sizes, filed=False)]
     if labels:
         rows: list[list[Value]] = [[label, *(counts.get(name) for name in splits)] for label, counts in labels.items()]
-        made.append(Sheet("labels", "Rows by class", columns("class", *splits), rows, filed=False))
+        made.append(Sheet("labels", counted[0], columns(counted[1], *splits), rows, filed=False))
     shared: list[list[Value]] = [
         [
             str(one.get("split")),

@@ -66,7 +66,7 @@ def _notes(by_arm: Found) -> list[str]:
     scores = [one for by_seed in by_arm.values() for one in by_seed.values()]
     several = "its rows changed between runs, so these are no pairs; remove the older records to run them again"
     changed = [several] if len({one.fingerprint for one in scores}) > 1 else []
-    met = max(one.met for one in scores)
+    met = max(one.met or 0 for one in scores)
     known = [f"{met} of its rows stand among the training rows of a run, which is the most of all runs"] if met else []
     return [*dict.fromkeys(note for one in scores for note in one.notes), *known, *changed]
 

@@ -1,6 +1,9 @@
 """The verdict: what helped, what did not, and where the data cannot say."""
 
 from collections import Counter
+from itertools import chain
+
+import numpy as np
 
 from steadytune.reports.page import Block, Group, Section, Words
 from steadytune.reports.sections.places import POINTS, Row, metric, standings
@@ -79,21 +82,29 @@ def _outcome(row: Row) -> tuple[str, str]:
 
 
 def _doubt(study: Study, place: Place, rows: list[Row]) -> str | None:
-    """Why the data of a place cannot decide; None where they can, or where chance is not known."""
+    """Why the data of a place cannot decide; None where they can."""
     baseline = next((row for row in rows if row.arm.role == "baseline"), None)
     if baseline is None:
         return None
+    return cannot_decide(baseline.scores, _points(_chance(study, place, rows)), POINTS)
+
+
+def _chance(study: Study, place: Place, rows: list[Row]) -> float | None:
+    """Score without learning; None where it is not known."""
     record = study.example(place)
-    chance = None
     if record is not None and record.metric == "pearson_spearman":
-        chance = chance_level(record.metric)
-    elif record is not None and record.metric in ("accuracy", "macro_f1", "matthews"):
-        for row in rows:
-            for run in study.done(place, row.arm).values():
-                found = study.predictions(run, "test")
-                if chance is None and found is not None and found.ids:
-                    chance = chance_level(record.metric, Counter(found.labels.tolist()))
-    return None if chance is None else cannot_decide(baseline.scores, POINTS * chance, POINTS)
+        return chance_level(record.metric)
+    if record is None or record.metric not in ("accuracy", "macro_f1", "matthews"):
+        return None
+    for run in (run for row in rows for run in study.done(place, row.arm).values()):
+        found = study.predictions(run, "test")
+        if found is not None and found.ids:
+            if record.task == "multiple_choice":
+                return float(np.mean(1 / found.choices))
+            return chance_level(record.metric, Counter(found.labels.tolist()))
+        if record.task == "token_classification" and (answers := study.answers(run, "test")):
+            return chance_level(record.metric, Counter(chain(*answers.labels)))
+    return None
 
 
 def _overview(study: Study, rows: dict[Place, list[Row]]) -> Sheet:
