@@ -5,7 +5,7 @@ import io
 import math
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from steadytune.reports.study import Place
 
@@ -24,12 +24,14 @@ class Column:
         digits: after the point, of numbers that are not whole.
         signed: numbers above 0 get a plus.
         probability: a p-value, which is never shown as 0.
+        joined: its heading in a file where sheets head it differently.
     """
 
     title: str
     digits: int = 1
     signed: bool = False
     probability: bool = False
+    joined: str = ""
 
     def shown(self, value: Value) -> str:
         """A cell as a reader sees it.
@@ -111,8 +113,13 @@ def joined(sheets: Iterable[Sheet]) -> dict[str, Sheet]:
         place = () if sheet.place is None else tuple(sheet.place)
         heads = [*columns(*("task", "protocol", "budget")[: len(place)]), *sheet.columns]
         rows = [[*place, *row] for row in sheet.rows]
-        before = found.get(sheet.name)
-        found[sheet.name] = Sheet(sheet.name, sheet.title, heads, rows if before is None else [*before.rows, *rows])
+        if (before := found.get(sheet.name)) is not None:
+            rows = [*before.rows, *rows]
+            heads = [
+                head if head.title == other.title else replace(head, title=head.joined)
+                for head, other in zip(heads, before.columns, strict=True)
+            ]
+        found[sheet.name] = Sheet(sheet.name, sheet.title, heads, rows)
     return found
 
 

@@ -73,11 +73,15 @@ def _isolates(plan: Plan) -> dict[str, list[str]]:
     searched = {name.partition(".")[0] for name in plan.search.space} if plan.search else set()
     found: dict[str, list[str]] = {}
     second = plan.second()
-    for recipe, role in plan.arms():
-        if role == "recipe" and second is not None and recipe.name != second.name:
-            found.setdefault(second.name, []).append(recipe.name)
-        if role == "recipe" and len(recipe.methods) == 1 and not searched & recipe.methods.keys() and _bundled(recipe):
-            for control in controls_of(recipe):
+    baseline, *others = plan.arms()
+    for recipe, role in others:
+        if role != "recipe":
+            continue
+        controls = [] if second is None else [second.name]
+        if len(recipe.methods) == 1 and not searched & recipe.methods.keys() and _bundled(recipe):
+            controls += controls_of(recipe)
+        for control in dict.fromkeys(controls):
+            if control not in (recipe.name, baseline[0].name):
                 found.setdefault(control, []).append(recipe.name)
     return found
 

@@ -97,3 +97,11 @@ def test_sheets_of_one_name_become_one_file_with_their_places() -> None:
 
 def test_a_sheet_for_the_page_alone_has_no_file() -> None:
     assert joined([Sheet("t", "A title", columns("x"), [["secret"]], filed=False)]) == {}
+
+
+def test_a_column_that_sheets_head_differently_has_a_heading_for_all_in_the_file() -> None:
+    sheets = [
+        Sheet("t", "A title", [Column("recipe"), Column(title, joined="score")], [["a", 1.0]]) for title in ("f1", "r")
+    ]
+    assert [column.title for column in joined(sheets)["t"].columns] == ["recipe", "score"]
+    assert [column.title for column in joined(sheets[:1])["t"].columns] == ["recipe", "f1"]

@@ -77,3 +77,12 @@ def test_a_second_baseline_that_is_judged_too_is_held_against_all_others(tmp_pat
 
 def test_a_control_of_the_baseline_isolates_nothing(tmp_path: Path) -> None:
     assert written(tmp_path, plan(recipes=["hype", "plain"]))["hype-control"]["isolates"] == []
+
+
+def test_a_second_baseline_that_is_also_a_control_takes_a_gain_apart_once(tmp_path: Path) -> None:
+    wanted = plan(recipes=["plain", "hype", "scl"], second_baseline="hype-control")
+    assert written(tmp_path, wanted)["hype-control"]["isolates"] == ["hype", "scl"]
+
+
+def test_the_baseline_takes_no_gain_apart(tmp_path: Path) -> None:
+    assert "isolates" not in written(tmp_path, plan(recipes=["plain", "scl"]))["plain"]  # scl's control is plain

@@ -129,7 +129,7 @@ def _verdict_sheet(study: Study, place: Place, rows: list[Row]) -> Sheet:
     heads = [
         Column("recipe"),
         Column("verdict"),
-        Column(metric(study, place)),
+        Column(metric(study, place), joined="score"),
         Column("sd"),
         Column("difference", signed=True),
         Column("95 % t interval", signed=True),
