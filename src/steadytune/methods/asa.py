@@ -17,6 +17,7 @@ Units = dict[int, tuple[Tensor, Tensor]]
 """By layer: free units of each example, and how many of them were kept."""
 
 _STEERING = 1.0  # κ: how fast the price follows the distance to target_mask_fraction
+_FAR = 100.0  # times the price, or parts of it: steering has run ahead of the adversary
 
 
 class Adversaries(nn.Module):
@@ -221,6 +222,14 @@ class ASA(Method):
             said.append(
                 f"asa: the adversary keeps {kept:.1%} of the attention units, so this run is consistency between two "
                 "dropout draws at twice the cost; use a smaller asa.temperature or target_mask_fraction."
+            )
+        multiplier, target = telemetry.get("price_multiplier", 1.0), self.target_mask_fraction
+        ran_ahead = not 1 / _FAR <= multiplier <= _FAR
+        if kept is not None and target is not None and ran_ahead and abs(1 - kept - target) > target / 2:
+            said.append(
+                f"asa: the price was steered to {multiplier:.2g} times its start, and {1 - kept:.1%} of the attention "
+                f"units are masked where {target:.0%} are asked for; the adversary answers late, so read its keep rate "
+                "over the whole run."
             )
         if telemetry.get("divergence") == 0:
             said.append("asa: the two passes agree exactly, so its term is 0; switch dropout on or mask something.")

@@ -112,7 +112,7 @@ def joined(sheets: Iterable[Sheet]) -> dict[str, Sheet]:
             continue
         place = () if sheet.place is None else tuple(sheet.place)
         heads = [*columns(*("task", "protocol", "budget")[: len(place)]), *sheet.columns]
-        rows = [[*place, *row] for row in sheet.rows]
+        rows: list[Sequence[Value]] = [[*place, *row] for row in sheet.rows]
         if (before := found.get(sheet.name)) is not None:
             rows = [*before.rows, *rows]
             heads = [

@@ -764,3 +764,18 @@ def test_a_high_price_makes_it_keep_everything() -> None:
     assert float(outputs[0].telemetry["asa/keep_rate"]) < 0.9
     assert float(outputs[-1].telemetry["asa/keep_rate"]) == 1
     assert float(outputs[-1].terms["asa"]) < REPLAYED
+
+
+@pytest.mark.parametrize(
+    ("keep_rate", "multiplier", "said"),
+    [(0.96, 1e-3, 1), (0.4, 2e4, 1), (0.96, 0.5, 0), (0.86, 1e-3, 0)],
+    ids=["too little is masked", "too much is masked", "the price is near", "the target is met"],
+)
+def test_a_price_that_ran_ahead_of_the_adversary_is_said(keep_rate: float, multiplier: float, said: int) -> None:
+    asa = ASA(parameterization="normalized", target_mask_fraction=0.15)
+    found = asa.judge({"keep_rate": keep_rate, "price_multiplier": multiplier})
+    assert ["the adversary answers late" in sentence for sentence in found] == [True] * said
+
+
+def test_a_fixed_price_runs_ahead_of_nothing() -> None:
+    assert ASA().judge({"keep_rate": 0.4}) == []
