@@ -158,7 +158,7 @@ def _checked(path: str) -> "Plan":
                 data = plan.data(task, protocol).model_dump()
                 for seed in plan.seed_list:
                     run = {"data": data, "recipe": recipe, "run": plan.run.model_dump()}
-                    validated(RunConfig, {**run, "model": recipe["model"] or plan.model, "seed": seed}, "")
+                    validated(RunConfig, {**run, "model": recipe.get("model", plan.model), "seed": seed}, "")
         check_search(plan)
     return plan
 

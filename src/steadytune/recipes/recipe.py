@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_serializer
 
 from steadytune.methods import METHODS, Method, method_class
 
@@ -58,6 +58,14 @@ class Recipe(BaseModel):
     longer: float = Field(1.0, ge=1, allow_inf_nan=False)
     model: str | None = Field(None, min_length=1)
     origin: dict[str, str] = {}
+
+    @model_serializer(mode="wrap")
+    def _without_null_model(self, dump: Callable[[Any], Any]) -> dict[str, Any]:
+        """Run ids hash every value: where a recipe names no model they are those of before it could."""
+        values: dict[str, Any] = dump(self)
+        if values.get("model") is None:
+            values.pop("model", None)
+        return values
 
     def build(self) -> tuple[Method, ...]:
         """The methods.

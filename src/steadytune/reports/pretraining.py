@@ -109,7 +109,7 @@ def _settings(record: PretrainRecord) -> dict[str, Any]:
         **record.config,
         "texts": {**texts, "train": [Path(path).name for path in texts["train"]], "dev": dev},
         "model": model,
-        "recipe": {**recipe, "model": recipe["model"] and model},
+        "recipe": {**recipe, "model": model} if "model" in recipe else recipe,
     }
 
 
