@@ -315,6 +315,6 @@ def test_local_and_bundled_models_and_data_need_no_network(workplace: Path) -> N
     online = {"HF_HUB_OFFLINE": "0", "TRANSFORMERS_OFFLINE": "0", "HF_DATASETS_OFFLINE": "0"}  # sockets alone refuse
     done = python(OFFLINE, *commands, **online)
     assert done.returncode == 0, done.stderr
-    assert done.stderr.splitlines()[-1] == "wrote 60 rows to new.csv"
+    assert "wrote 60 rows to new.csv" in done.stderr.splitlines()  # a note on rows that were cut comes after it
     assert [words for words in shown if words not in done.stdout] == []
     assert len((workplace / "new.csv").read_text().splitlines()) == 61
