@@ -171,6 +171,7 @@ def test_under_a_launcher_of_several_processes_it_refuses(
     assert done.code == 2 and "start it without a launcher" in done.err
 
 
+@pytest.mark.slow  # the killed study in test_study.py is the same loop
 def test_killed_at_any_moment_it_ends_with_the_same_records(workplace: Path, run: Run) -> None:
     words = SHORT + " --recipes plain,scl,hype --seeds 2"
     run(words + " -o unbroken")

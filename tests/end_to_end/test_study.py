@@ -202,6 +202,7 @@ def test_if_all_workers_die_the_runs_that_are_left_are_counted(run: Run) -> None
     assert f"{FINALS} of {FINALS} final runs have no record; repeat the command." in done.err
 
 
+@pytest.mark.slow
 def test_ray_leaves_the_same_records(unbroken: Path, run: Run) -> None:
     pytest.importorskip("ray")
     assert run("study plan.yaml -o ray --ray").code == 0

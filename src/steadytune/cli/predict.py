@@ -36,7 +36,8 @@ def evaluate(
     from steadytune.cli.robustness import show_robustness
     from steadytune.data import DataError, available_splits, load_dataset
     from steadytune.data.robustness import RobustnessSet
-    from steadytune.training.robustness import classes_of, met_texts, robustness_rows, score_sets
+    from steadytune.encoders.bundled import met_texts
+    from steadytune.training.robustness import classes_of, robustness_rows, score_sets
 
     quiet_libraries()
     task, network, tokenizer = _load(model)

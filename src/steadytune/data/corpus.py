@@ -15,7 +15,7 @@ from typing import NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from steadytune.data.examples import TEXT_COLUMNS
+from steadytune.data.examples import TEXT_COLUMNS, half_character
 from steadytune.data.sources import DEV_NAMES
 from steadytune.data.tables import DataError, listed, not_found
 
@@ -337,11 +337,9 @@ def _text(value: object, column: str, where: str) -> str:
     if not isinstance(value, str):
         got = "nothing" if value is None else f"{value!r:.40}"
         raise DataError(f"{where}: {column!r} must be a text; got {got}.")
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        letter = f"\\u{ord(value[error.start]):04x}"
-        raise DataError(f"{where}: {column!r} holds {letter}, half a character; mend or remove the row.") from error
+    if half := half_character(value):
+        letter = f"\\u{ord(half):04x}"
+        raise DataError(f"{where}: {column!r} holds {letter}, half a character; mend or remove the row.")
     return value
 
 

@@ -186,6 +186,16 @@ def row_texts(table: Table, column: str) -> tuple[str, ...]:
     return values  # type: ignore[return-value]
 
 
+def half_character(text: str) -> str:
+    """The first lone surrogate of a text, which no tokenizer can read; empty without one.
+
+    Args:
+        text: any.
+    """
+    found = None if text.isascii() else re.search("[\ud800-\udfff]", text)
+    return found[0] if found else ""
+
+
 def check_text(table: Table, index: int, column: str, text: str) -> None:
     """Whether a tokenizer can read a text.
 
@@ -200,7 +210,7 @@ def check_text(table: Table, index: int, column: str, text: str) -> None:
     if len(text) > MAX_TEXT_CHARACTERS:
         size = f"{len(text):,} characters, over {MAX_TEXT_CHARACTERS:,}"
         raise DataError(f"{table.at(index)}: {column!r} has {size}; split or shorten this text.")
-    if not text.isascii() and re.search("[\ud800-\udfff]", text):
+    if half_character(text):
         raise DataError(f"{table.at(index)}: {column!r} holds half a character (a lone surrogate); write it anew.")
 
 

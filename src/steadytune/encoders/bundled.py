@@ -35,6 +35,17 @@ AFFECTED_SETS = frozenset(
 )
 
 
+def met_texts(encoder: str | None, origin: str) -> list[str]:
+    """A note, if an encoder has met texts of a data set before any fine-tuning.
+
+    Args:
+        encoder: as a run names it; None if unknown.
+        origin: short name of the data set.
+    """
+    met = encoder == "bundled" and origin in AFFECTED_SETS
+    return [f"the bundled encoder has met texts of {origin} in its own training"] if met else []
+
+
 class BundledEncoderError(ValueError):
     """The bundled encoder is not installed, or its files are not the published ones."""
 

@@ -61,11 +61,8 @@ class Recipe(BaseModel):
 
     @model_serializer(mode="wrap")
     def _without_null_model(self, dump: Callable[[Any], Any]) -> dict[str, Any]:
-        """Run ids hash every value: where a recipe names no model they are those of before it could."""
-        values: dict[str, Any] = dump(self)
-        if values.get("model") is None:
-            values.pop("model", None)
-        return values
+        """Where a recipe names no model, run ids are those of before it could."""
+        return without_null(dump(self), "model")
 
     def build(self) -> tuple[Method, ...]:
         """The methods.
@@ -97,6 +94,16 @@ class Recipe(BaseModel):
             raise RecipeError(f"recipe {self.name!r} has no part {key!r} to set; its parts are {have}.")
         methods = {**self.methods, key: {**self.methods[key], name: value}}
         return self.model_copy(update={"methods": methods, "origin": origin})
+
+
+def without_null(values: dict[str, Any], name: str) -> dict[str, Any]:
+    """Settings without a later one that is null: run ids hash every value, and so stay those of before there was one.
+
+    Args:
+        values: by name.
+        name: of the setting.
+    """
+    return {key: value for key, value in values.items() if key != name or value is not None}
 
 
 def bundled_recipes() -> Iterator[Recipe]:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_serializer, model_validator
 
-from steadytune.recipes.recipe import Recipe, RecipeError, read_text, read_yaml, validated
+from steadytune.recipes.recipe import Recipe, RecipeError, read_text, read_yaml, validated, without_null
 
 BUNDLED_LEARNING_RATE = 1e-4
 OTHER_LEARNING_RATE = 2e-5
@@ -129,11 +129,8 @@ class RunSettings(BaseModel):
 
     @model_serializer(mode="wrap")
     def _without_null_head_seed(self, dump: Callable[[Any], Any]) -> dict[str, Any]:
-        """Run ids hash every value: where the head follows the run's seed they are those of before it could not."""
-        values: dict[str, Any] = dump(self)
-        if values.get("head_seed") is None:
-            values.pop("head_seed", None)
-        return values
+        """Where the head follows the run's seed, run ids are those of before it could not."""
+        return without_null(dump(self), "head_seed")
 
 
 class RunConfig(BaseModel):

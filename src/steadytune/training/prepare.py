@@ -8,7 +8,7 @@ import torch
 
 from steadytune.data import Dataset, PaddingCollator, Selection, available_splits, corrupt, load_dataset, select
 from steadytune.data.checks import repeated_rows
-from steadytune.encoders.bundled import AFFECTED_SETS
+from steadytune.encoders.bundled import met_texts
 from steadytune.encoders.families import dropout_settings, longest_input
 from steadytune.functional import keyed_seed
 from steadytune.methods import Method
@@ -153,8 +153,7 @@ def prepare(config: RunConfig, start: Path | None = None) -> Prepared:
         if split.unheld_answers:
             learnt = ", which are learnt as if they had none" if name == "train" else ""
             notes.append(f"split {name!r}: no window holds the answer of {split.unheld_answers} rows{learnt}")
-    if config.model == "bundled" and dataset.name in AFFECTED_SETS:
-        notes.append(f"the bundled encoder has met texts of {dataset.name} in its own training")
+    notes += met_texts(config.model, dataset.name)
     if start is not None:
         found = replace(found, name=f"{locate_model(config.model).name} after {config.first.data.source}")
         notes += _met_before(config, selection)

@@ -113,22 +113,17 @@ def pretrain_inputs(config: PretrainConfig, output: Path, *, resumes: bool) -> P
     return PretrainInputs(source, tokenizer, model, new_head, train, dev, data, notes, inputs)
 
 
-def _dropout(config: PretrainConfig, shape: Any) -> dict[str, float]:
-    dropout = config.recipe.dropout
-    return dropout_settings(shape, hidden=dropout.hidden, attention=dropout.attention)
-
-
 def _check_model(config: PretrainConfig, shape: Any) -> None:
     """Before any text is read: a model of this shape can be made, and the methods can act on it."""
-    model = new_model(copy.deepcopy(shape), _dropout(config, shape))
-    if config.run.gradient_checkpointing:
-        model.activation_checkpointing_enable()
+    model = _model(config, None, copy.deepcopy(shape), None)
     RegularizedModel(model, config.recipe.build(), task=MaskedLM()).close()
 
 
 def _model(config: PretrainConfig, source: ModelSource | None, shape: Any, tokenizer: Any) -> Any:
+    """With a masked-LM head, at the recipe's dropout; of random weights without a source."""
     torch.manual_seed(keyed_seed(config.seed, "head"))
-    settings = _dropout(config, shape)
+    dropout = config.recipe.dropout
+    settings = dropout_settings(shape, hidden=dropout.hidden, attention=dropout.attention)
     if source is None:
         model = new_model(shape, settings, tokenizer)
     else:

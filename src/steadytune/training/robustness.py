@@ -11,7 +11,7 @@ import numpy as np
 from steadytune.data import Examples, PaddingCollator
 from steadytune.data.checks import repeated_rows
 from steadytune.data.robustness import RobustnessRows, RobustnessSet, read_robustness_sets
-from steadytune.encoders.bundled import AFFECTED_SETS
+from steadytune.encoders.bundled import met_texts
 from steadytune.recipes import RunConfig
 from steadytune.records import GroupScores, RobustnessScores
 from steadytune.tasks import Classification, Task
@@ -126,17 +126,6 @@ def classes_of(predicted: Predicted) -> list[int]:
         predicted: by a classifier.
     """
     return [int(one) for one in np.argmax(predicted.rows, axis=-1)]
-
-
-def met_texts(encoder: str | None, origin: str) -> list[str]:
-    """A note, if an encoder has met texts of a data set before any fine-tuning.
-
-    Args:
-        encoder: as a run names it; None if unknown.
-        origin: short name of the data set.
-    """
-    met = encoder == "bundled" and origin in AFFECTED_SETS
-    return [f"the bundled encoder has met texts of {origin} in its own training"] if met else []
 
 
 def score_run(

@@ -4,10 +4,10 @@ import pytest
 
 from steadytune.data import Examples
 from steadytune.data.robustness import RobustnessRows, RobustnessSet
-from steadytune.encoders.bundled import AFFECTED_SETS
+from steadytune.encoders.bundled import AFFECTED_SETS, met_texts
 from steadytune.tasks import Classification, Regression
 from steadytune.training.loading import RunError
-from steadytune.training.robustness import met_texts, robustness_rows, tally
+from steadytune.training.robustness import robustness_rows, tally
 
 NOTHING: tuple[list[int], list[int]] = ([], [])
 
