@@ -18,8 +18,8 @@ demo: $(INSTALLED)
 # One thread per worker: two workers that each start a thread per core only wait for each other. Shapes and types of
 # every call are checked while parts are tested; in tests of the whole the checks would take as long as the rest.
 test: lint types
-	OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest -n $(WORKERS) $(CHECKED) tests/architecture tests/property tests/unit
-	OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest -n $(WORKERS) tests/contract tests/end_to_end tests/equivalence tests/integration
+	OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest -n $(WORKERS) --dist loadscope $(CHECKED) tests/architecture tests/property tests/unit
+	OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest -n $(WORKERS) --dist loadscope tests/contract tests/end_to_end tests/equivalence tests/integration
 
 lint: $(INSTALLED)
 	$(VENV_PYTHON) -m ruff check .

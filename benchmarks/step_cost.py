@@ -2,9 +2,9 @@
 
     python benchmarks/step_cost.py --output benchmarks/results
 
-The variants take turns in one process, so that a machine whose speed drifts slows all of them alike. Peak memory is
-that of a fresh process per variant. On a machine that does other work too, `--clock cpu --threads 1` counts the seconds
-that the process had the processor.
+The variants take turns in one process, each right after plain, so that a machine whose speed drifts slows both alike;
+plain beside itself shows the noise. Peak memory is that of a fresh process per variant. On a machine that does other
+work too, `--clock cpu --threads 1` counts the seconds that the process had the processor.
 """
 
 import argparse
@@ -198,23 +198,23 @@ def measure(
     """The variants in turn, `rounds` times."""
     models = {dropout: make(dropout) for dropout in {variant.hidden_dropout for variant in variants}}
     inputs = batch(rows, length, next(next(iter(models.values())).parameters()).device)
-    seconds: dict[str, list[float]] = {variant.name: [] for variant in variants}
+    ratios: dict[str, list[float]] = {variant.name: [] for variant in variants}
+    bases = {variant.hidden_dropout: variant for variant in VARIANTS if variant.methods is None}
     for turn in range(rounds + 1):
         for variant in variants:
-            value = timed(variant, models[variant.hidden_dropout], inputs, steps, CLOCKS[clock])
+            model = models[variant.hidden_dropout]
+            pair = [timed(one, model, inputs, steps, CLOCKS[clock]) for one in (bases[variant.hidden_dropout], variant)]
             if turn:  # the first round warms caches
-                seconds[variant.name].append(value / steps)
+                ratios[variant.name].append(pair[1] / pair[0])
     results = []
     for variant in variants:
-        base = next(v for v in variants if v.methods is None and v.hidden_dropout == variant.hidden_dropout)
-        ratios = [a / b for a, b in zip(seconds[variant.name], seconds[base.name], strict=True)]
-        quartiles = statistics.quantiles(ratios, n=4)
+        quartiles = statistics.quantiles(ratios[variant.name], n=4)
         results.append(
             {
                 "variant": variant.name,
-                "beside": base.name,
+                "beside": bases[variant.hidden_dropout].name,
                 "floor": variant.floor,
-                "ratio": statistics.median(ratios),
+                "ratio": statistics.median(ratios[variant.name]),
                 "ratio_quartiles": [quartiles[0], quartiles[2]],
                 "peak_memory_bytes": peak_memory(variant, rows, length, threads) if memory else None,
             }
@@ -231,7 +231,7 @@ def as_table(measured: dict[str, Any]) -> str:
         "",
         f"Bundled encoder, batch {setting['rows']}, length {setting['length']}, float32, {setting['threads']} threads, "
         f"{on['processor']}, accelerator {on['accelerator']}, torch {measured['versions']['torch']}. Median and "
-        f"quartiles of {setting['rounds']} rounds of {setting['steps']} steps each, in turn in one process, "
+        f"quartiles of {setting['rounds']} rounds of {setting['steps']} steps each, right after as many plain ones, "
         f"{setting['clock']} time; peak memory of a fresh process that takes three steps.",
         "",
         "| variant | beside | derived floor | ratio | quartiles | peak memory, MiB |",

@@ -169,6 +169,7 @@ def test_two_processes_share_the_work(unbroken: Path) -> None:
     assert not any(Path("shared/work").glob("*"))
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_is_reported_and_the_other_does_its_runs(unbroken: Path, run: Run) -> None:
     def kill_one() -> None:
         wait_for_records(Path("workers"), 1)

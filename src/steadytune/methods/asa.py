@@ -16,8 +16,8 @@ from steadytune.methods.contract import Context, Method, MethodError, Mix, OwnOp
 Units = dict[int, tuple[Tensor, Tensor]]
 """By layer: free units of each example, and how many of them were kept."""
 
-_STEERING = 1.0  # κ: how fast the price follows the distance to target_mask_fraction
-_FAR = 100.0  # times the price, or parts of it: steering has run ahead of the adversary
+_STEERING = 0.1  # κ: how fast the price follows the distance to target_mask_fraction
+_FAR = 3.0  # times the price, or a part of it: the share has been off for long
 
 
 class Adversaries(nn.Module):

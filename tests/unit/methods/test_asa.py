@@ -443,14 +443,14 @@ def test_the_price_follows_the_distance_to_the_wanted_share(keep_bias: float, ma
     wrapper = wrap(target_mask_fraction=0.2, keep_bias=keep_bias)
     for step in (1, 2):
         out = wrapper(**tiny_batch("bert"))
-        expected = torch.tensor(step * (masked - 0.2)).exp()
+        expected = torch.tensor(0.1 * step * (masked - 0.2)).exp()
         torch.testing.assert_close(out.telemetry["asa/price_multiplier"], expected)
 
 
 def test_a_lower_multiplier_is_a_lower_price() -> None:
     wrapper = wrap(target_mask_fraction=0.2, keep_bias=ALL_KEPT)
     first, second = (float(wrapper(**tiny_batch("bert")).telemetry["asa/price"]) for _ in range(2))
-    assert second / first == pytest.approx(float(torch.tensor(-0.2).exp()), rel=EXACT)
+    assert second / first == pytest.approx(float(torch.tensor(-0.02).exp()), rel=EXACT)
 
 
 def test_without_a_target_the_price_stays() -> None:
