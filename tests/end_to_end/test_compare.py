@@ -75,7 +75,7 @@ def test_the_strong_baseline_joins_unless_it_is_left_out_and_trains_longer(workp
     for path in Path("out/records").iterdir():
         record = json.loads(path.read_text())
         steps[record["cell"]["recipe"]] = record["cost"]["optimizer_steps"]
-    assert steps["strong"] == 2 * steps["plain"]
+    assert steps["strong"] == 3 * steps["plain"]
     assert "earned by the control" in Path("out/report.html").read_text()
 
 
@@ -85,7 +85,7 @@ def test_equal_compute_counts_a_look_at_the_rows_and_a_longer_training(workplace
     for path in Path("out/records").iterdir():
         record = json.loads(path.read_text())
         units[record["cell"]["recipe"]] = record["cost"]["pass_units"]
-    assert max(units.values()) - min(units.values()) <= 6  # a step of `strong` comes twice
+    assert max(units.values()) - min(units.values()) <= 9  # a step of `strong` comes three times
 
 
 def test_equal_compute_gives_the_cheaper_recipe_more_steps(workplace: Path, run: Run) -> None:

@@ -82,9 +82,9 @@ def test_a_stopped_run_ends_with_the_weights_of_an_unbroken_one(
     assert [tensor for tensor in whole if not torch.equal(whole[tensor], broken[tensor])] == []
 
 
-def test_the_strong_baseline_takes_twice_the_steps(where: tuple[Path, Path], tmp_path: Path) -> None:
+def test_the_strong_baseline_takes_three_times_the_steps(where: tuple[Path, Path], tmp_path: Path) -> None:
     record = fit(config_of("strong", where), tmp_path / "run")
-    assert record.cost is not None and record.cost.optimizer_steps == 16
+    assert record.cost is not None and record.cost.optimizer_steps == 24
 
 
 @pytest.mark.parametrize(
