@@ -3,17 +3,15 @@
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from steadytune.encoders import Edits
-from steadytune.functional import Distribution, draw_noise, realized_noise
+from steadytune.functional import Distribution, draw_noise
 from steadytune.methods.contract import Context, Method, MethodError, Pass, setting
+from steadytune.methods.precision import check_noise
 
 Place = Literal["between", "inside", "both"]
-_FAITHFUL = 0.9  # smallest correlation of intended and realized noise; hype.md, "bf16"
-_SMALLEST_SCALE = {torch.bfloat16: 1e-2, torch.float16: 1e-3, torch.float32: 1e-6}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +75,7 @@ class HyPe(Method):
         if self.relative:
             noise *= states.detach().to(noise.dtype).square().mean(dim=-1, keepdim=True).sqrt()
         if now.first:
-            self._check_precision(now, states.detach(), noise)
+            check_noise(now, "hype.noise_std", self.noise_std, "hidden states", states.detach(), noise)
         if layer == min(self.layers or (0,)):
             self._report(now, states.detach()[:1], noise[:1])
         return noise.add_(states).to(states.dtype)
@@ -86,26 +84,3 @@ class HyPe(Method):
         realized = (states.to(noise.dtype) + noise).to(states.dtype).to(noise.dtype) - states.to(noise.dtype)
         now.report("realized_noise_std", realized.std())
         now.report("relative_noise", realized.norm() / states.to(noise.dtype).norm())
-
-    def _check_precision(self, now: Pass, states: Tensor, noise: Tensor) -> None:
-        """Raise where the noise is rounded away at the site; say it once where a matrix product rounds it away."""
-        dtype = states.dtype
-        if now.compute_dtype is not None and dtype == torch.float32:
-            dtype = now.compute_dtype
-        if dtype not in _SMALLEST_SCALE:
-            return
-        correlation, moved = (float(value) for value in realized_noise(states, noise, dtype))
-        if correlation >= _FAITHFUL:
-            return
-        name, usable = str(dtype).removeprefix("torch."), _SMALLEST_SCALE[dtype]
-        if states.dtype == dtype:
-            raise MethodError(
-                f"hype.noise_std {self.noise_std:g} is rounded away by the {name} hidden states (correlation of "
-                f"intended and effective noise {correlation:.2f}, {moved:.1%} of the entries move); use at least "
-                f"{usable:g} times their root mean square, float32 weights, or relative: true."
-            )
-        now.notice(
-            f"hype: autocast to {name} keeps {correlation:.0%} of the noise (correlation of intended and effective "
-            f"noise; {moved:.1%} of the entries move); noise below about {usable:g} times the root mean square of the "
-            "states mostly reshuffles rounding."
-        )

@@ -10,11 +10,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from steadytune.encoders import Edits
-from steadytune.functional import draw_noise, realized_noise
+from steadytune.functional import draw_noise
 from steadytune.methods.contract import Method, MethodError, Pass, setting
+from steadytune.methods.precision import check_noise
 
-_FAITHFUL = 0.9  # smallest correlation of intended and realized noise, as for hype
-_CHECKED = (torch.bfloat16, torch.float16, torch.float32)
 _LARGE = 1.0  # noise as large as the embeddings
 
 
@@ -60,29 +59,10 @@ class NEFTune(Method):
         noise *= (bounds[:, None] * real)[..., None]
         still = states.detach().to(noise.dtype) * real[..., None]
         if now.first:
-            self._check_precision(now, still.to(states.dtype), noise)
+            check_noise(now, "neftune.alpha", self.alpha, "embeddings", still.to(states.dtype), noise)
         now.report("half_width", bounds.mean())
         now.report("relative_noise", noise.norm() / still.norm())
         return noise.add_(states).to(states.dtype)
-
-    def _check_precision(self, now: Pass, states: Tensor, noise: Tensor) -> None:
-        """Raise where the embeddings round the noise away; say it once where a matrix product does."""
-        dtype = states.dtype
-        if now.compute_dtype is not None and dtype == torch.float32:
-            dtype = now.compute_dtype
-        if dtype not in _CHECKED:
-            return
-        correlation, moved = (float(value) for value in realized_noise(states, noise, dtype))
-        if correlation >= _FAITHFUL:
-            return
-        name = str(dtype).removeprefix("torch.")
-        left = f"correlation of intended and effective noise {correlation:.2f}, {moved:.1%} of the entries move"
-        if states.dtype == dtype:
-            raise MethodError(
-                f"neftune.alpha {self.alpha:g} is rounded away by the {name} embeddings ({left}); use a larger alpha "
-                "or float32 weights."
-            )
-        now.notice(f"neftune: autocast to {name} rounds noise of this size away ({left}); use a larger neftune.alpha.")
 
     def judge(self, telemetry: Mapping[str, float]) -> list[str]:
         """Say when the noise drowns the embeddings, as the published α does on short texts.

@@ -8,8 +8,7 @@ from torch import Tensor
 from steadytune.encoders import Edits, PassOutput
 from steadytune.functional import real_tokens, realized_noise, relative_size
 from steadytune.methods.contract import MethodError, Step
-
-_FAITHFUL = 0.9  # smallest correlation of intended and realized perturbation, as for noise
+from steadytune.methods.precision import FAITHFUL
 
 
 def embedding_of(output: PassOutput) -> Tensor:
@@ -86,7 +85,7 @@ def check_precision(setting: str, embedding: Tensor, offset: Tensor) -> None:
     if embedding.dtype not in (torch.bfloat16, torch.float16) or not bool(offset.any()):
         return
     correlation, moved = (float(value) for value in realized_noise(embedding.detach(), offset, embedding.dtype))
-    if correlation < _FAITHFUL:
+    if correlation < FAITHFUL:
         name = str(embedding.dtype).removeprefix("torch.")
         raise MethodError(
             f"{setting} is rounded away by the {name} embeddings (correlation of intended and effective perturbation "

@@ -10,11 +10,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from steadytune.encoders import Edits
-from steadytune.functional import draw_noise, realized_noise
+from steadytune.functional import draw_noise
 from steadytune.methods.contract import Context, Method, MethodError, Mix, Pass, Step, Update, setting
+from steadytune.methods.precision import check_noise
 
-_FAITHFUL = 0.9  # smallest correlation of intended and realized noise, as for hype
-_SMALLEST_SCALE = {torch.bfloat16: 1e-2, torch.float16: 1e-3, torch.float32: 1e-6}
 _TINY = 0.01  # relative noise below which a fresh dropout draw makes nearly all of the term (r3f.md, "Fails when")
 
 
@@ -181,31 +180,9 @@ class R3F(Method):
         noise *= real
         still = states.detach().to(noise.dtype) * real
         if step.first:
-            self._check_precision(step, still.to(states.dtype), noise)
+            check_noise(step, "r3f.noise_std", self.noise_std, "embeddings", still.to(states.dtype), noise)
         step.report("relative_noise", noise.norm() / still.norm())
         return (states + noise).to(states.dtype)
-
-    def _check_precision(self, step: Step, states: Tensor, noise: Tensor) -> None:
-        """Raise where the embeddings round the noise away; say it once where a matrix product does."""
-        dtype = states.dtype
-        if step.compute_dtype is not None and dtype == torch.float32:
-            dtype = step.compute_dtype
-        if dtype not in _SMALLEST_SCALE:
-            return
-        correlation, moved = (float(value) for value in realized_noise(states, noise, dtype))
-        if correlation >= _FAITHFUL:
-            return
-        name, usable = str(dtype).removeprefix("torch."), _SMALLEST_SCALE[dtype]
-        left = f"correlation of intended and effective noise {correlation:.2f}, {moved:.1%} of the entries move"
-        if states.dtype == dtype:
-            raise MethodError(
-                f"r3f.noise_std {self.noise_std:g} is rounded away by the {name} embeddings ({left}); use at least "
-                f"{usable:g} times their root mean square, or float32 weights."
-            )
-        step.notice(
-            f"r3f: autocast to {name} rounds noise of this size away ({left}); noise below about {usable:g} times the "
-            "root mean square of the embeddings mostly reshuffles rounding."
-        )
 
     def judge(self, telemetry: Mapping[str, float]) -> list[str]:
         """Say when most of the term is dropout.
