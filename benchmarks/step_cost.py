@@ -14,7 +14,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -185,42 +185,39 @@ def peak_memory(variant: Variant, rows: int, length: int, threads: int) -> int:
 
 
 def measure(
-    variants: Sequence[Variant],
-    *,
-    rows: int,
-    length: int,
-    threads: int,
-    rounds: int,
-    steps: int,
-    clock: str = "wall",
-    memory: bool = True,
-) -> dict[str, Any]:
-    """The variants in turn, `rounds` times."""
+    variants: Sequence[Variant], *, rows: int, length: int, threads: int, rounds: int, steps: int, clock: str
+) -> Iterator[dict[str, Any]]:
+    """The variants in turn, `rounds` times; what is known after each round but the first."""
     models = {dropout: make(dropout) for dropout in {variant.hidden_dropout for variant in variants}}
     inputs = batch(rows, length, next(next(iter(models.values())).parameters()).device)
-    ratios: dict[str, list[float]] = {variant.name: [] for variant in variants}
     bases = {variant.hidden_dropout: variant for variant in VARIANTS if variant.methods is None}
-    for turn in range(rounds + 1):
+    ratios: dict[str, list[float]] = {variant.name: [] for variant in variants}
+    for turn in range(1, rounds + 1):
         for variant in variants:
-            model = models[variant.hidden_dropout]
-            pair = [timed(one, model, inputs, steps, CLOCKS[clock]) for one in (bases[variant.hidden_dropout], variant)]
-            if turn:  # the first round warms caches
-                ratios[variant.name].append(pair[1] / pair[0])
-    results = []
-    for variant in variants:
-        quartiles = statistics.quantiles(ratios[variant.name], n=4)
-        results.append(
-            {
-                "variant": variant.name,
-                "beside": bases[variant.hidden_dropout].name,
-                "floor": variant.floor,
-                "ratio": statistics.median(ratios[variant.name]),
-                "ratio_quartiles": [quartiles[0], quartiles[2]],
-                "peak_memory_bytes": peak_memory(variant, rows, length, threads) if memory else None,
-            }
-        )
-    setting = {"rows": rows, "length": length, "threads": threads, "rounds": rounds, "steps": steps, "clock": clock}
-    return {"setting": setting, "results": results, "on": surroundings.hardware(), "versions": surroundings.versions()}
+            base, model = bases[variant.hidden_dropout], models[variant.hidden_dropout]
+            plain, own = (timed(one, model, inputs, steps, CLOCKS[clock]) for one in (base, variant))
+            ratios[variant.name].append(own / plain)
+        if turn == 1:
+            continue
+        results = []
+        for variant in variants:
+            low, median, high = statistics.quantiles(ratios[variant.name], n=4, method="inclusive")
+            results.append(
+                {
+                    "variant": variant.name,
+                    "beside": bases[variant.hidden_dropout].name,
+                    "floor": variant.floor,
+                    "ratio": median,
+                    "ratio_quartiles": [low, high],
+                }
+            )
+        setting = {"rows": rows, "length": length, "threads": threads, "rounds": turn, "steps": steps, "clock": clock}
+        yield {
+            "setting": setting,
+            "results": results,
+            "on": surroundings.hardware(),
+            "versions": surroundings.versions(),
+        }
 
 
 def as_table(measured: dict[str, Any]) -> str:
@@ -239,7 +236,7 @@ def as_table(measured: dict[str, Any]) -> str:
     ]
     for row in measured["results"]:
         low, high = row["ratio_quartiles"]
-        memory = "–" if row["peak_memory_bytes"] is None else f"{row['peak_memory_bytes'] / 2**20:.0f}"
+        memory = f"{row['peak_memory_bytes'] / 2**20:.0f}" if "peak_memory_bytes" in row else "–"
         lines.append(
             f"| {row['variant']} | {row['beside']} | {row['floor']:.2f} | {row['ratio']:.3f} | {low:.3f} to {high:.3f} "
             f"| {memory} |"
@@ -254,7 +251,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rows", type=int, default=16)
     parser.add_argument("--length", type=int, default=128)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--rounds", type=int, default=15, help="two or more")
     parser.add_argument("--steps", type=int, default=2)
     parser.add_argument("--no-memory", action="store_true", help="leave out the processes that measure peak memory")
     parser.add_argument("--clock", choices=CLOCKS, default="wall")
@@ -270,7 +267,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(surroundings.peak_memory_bytes())
         return
     wanted = [v for v in VARIANTS if options.only is None or v.methods is None or v.name in options.only]
-    measured = measure(
+    options.output.mkdir(parents=True, exist_ok=True)
+    turns = measure(
         wanted,
         rows=options.rows,
         length=options.length,
@@ -278,12 +276,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
         rounds=options.rounds,
         steps=options.steps,
         clock=options.clock,
-        memory=not options.no_memory,
     )
-    options.output.mkdir(parents=True, exist_ok=True)
-    (options.output / "step_cost.json").write_text(json.dumps(measured, indent=1) + "\n")
-    (options.output / "step_cost.md").write_text(as_table(measured))
+    for measured in turns:  # a stopped measurement leaves the rounds that it finished
+        write(measured, options.output)
+    if not options.no_memory:
+        for variant, row in zip(wanted, measured["results"], strict=True):
+            row["peak_memory_bytes"] = peak_memory(variant, options.rows, options.length, options.threads)
+            write(measured, options.output)
     print(as_table(measured))
+
+
+def write(measured: dict[str, Any], folder: Path) -> None:
+    """`step_cost.json` and `step_cost.md`."""
+    (folder / "step_cost.json").write_text(json.dumps(measured, indent=1) + "\n")
+    (folder / "step_cost.md").write_text(as_table(measured))
 
 
 if __name__ == "__main__":

@@ -146,16 +146,26 @@ def test_a_step_has_no_pass_but_its_own() -> None:
 # -- what is averaged, and what becomes of it -------------------------------------------------------------------------
 
 
-def test_there_is_no_average_before_the_first_averaged_step() -> None:
+def test_there_is_no_average_before_the_second_averaged_step() -> None:
     wrapper, _ = train(Averaging(kind="swa"), steps=0)
     assert average_of(wrapper) == {}
     optimizer = torch.optim.SGD(wrapper.parameter_groups(lr=1e-3))
     wrapper.attach(optimizer, total_updates=STEPS)
-    list(iterates(wrapper, optimizer, range(4)))
+    list(iterates(wrapper, optimizer, range(5)))
+    first = weights(wrapper.model)
     assert average_of(wrapper) == {}
     assert not wrapper.swap_averages()
-    list(iterates(wrapper, optimizer, range(4, 5)))
-    torch.testing.assert_close(average_of(wrapper), weights(wrapper.model), rtol=0, atol=0)
+    list(iterates(wrapper, optimizer, range(5, 6)))
+    mean = {name: (first[name] + second) / 2 for name, second in weights(wrapper.model).items()}
+    torch.testing.assert_close(average_of(wrapper), mean, **CLOSE)
+
+
+def test_without_an_average_the_last_weights_stay_and_it_says_so() -> None:
+    wrapper, _ = train(Averaging(every=100))
+    last = weights(wrapper.model)
+    wrapper.finish()
+    torch.testing.assert_close(weights(wrapper.model), last, rtol=0, atol=0)
+    assert "averaging has no average at the end of training, so the last weights stay." in wrapper.notices
 
 
 def test_swapping_puts_the_average_in_place_and_swapping_twice_changes_nothing() -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from equivalence.straight_line import CLOSE, SEED, batch, cross_entropy, forward, tiny_bert, trained
-from steadytune import RegularizedModel
+from steadytune import L2SP, RegularizedModel
 from steadytune.functional import keyed_generator
 from steadytune.methods import MethodError
 from steadytune.methods.child_tuning import ChildTuning, top_share
@@ -233,6 +233,35 @@ def test_under_adamw_a_masked_gradient_does_not_hold_a_weight_and_a_masked_updat
         held[mask] = float(torch.cat(same).double().mean())
     assert held["update"] == 1
     assert held["grad"] < 0.1
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_masked_update_holds_a_weight_against_the_pull_of_l2sp_in_either_order(first: bool) -> None:
+    methods = [ChildTuning(mask="update"), L2SP(weight=0.5)]
+    wrapper = RegularizedModel(tiny_bert(0.1), methods if first else methods[::-1], seed=SEED)
+    run(wrapper, torch.optim.SGD(wrapper.parameter_groups(RATE), lr=RATE), [6], steps=1)
+    start = values(tiny_bert(0.1))
+    with torch.no_grad():
+        for parameter in wrapper.model.parameters():
+            parameter.add_(0.1)  # away from where it is pulled to
+    moved = values(wrapper.model)
+    wrapper(**batch(9)).loss.backward()
+    optimizer = torch.optim.SGD(wrapper.parameter_groups(RATE), lr=RATE)
+    wrapper.detach()
+    wrapper.attach(optimizer)
+    optimizer.step()
+    masks = fresh_masks(wrapper.model, 0.3, 1)
+    now = values(wrapper.model)
+    assert all(torch.equal(now[name][~mask], moved[name][~mask]) for name, mask in masks.items())
+    assert all(not torch.equal(now[name], moved[name]) for name in masks if start[name].ndim > 1)
+
+
+def test_an_optimizer_without_any_masked_parameter_is_said() -> None:
+    wrapper = wrapped(ChildTuning())
+    run(wrapper, torch.optim.SGD(wrapper.model.classifier.parameters(), lr=RATE), [6], steps=1)
+    assert wrapper.notices == [
+        "child_tuning masks nothing: the optimizer trains none of the parameters inside the layers."
+    ]
 
 
 def test_a_fixed_mask_takes_weight_decay_off_the_blocks_and_a_fresh_one_does_not() -> None:

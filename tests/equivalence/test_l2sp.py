@@ -150,7 +150,7 @@ def test_an_optimizer_with_ordinary_weight_decay_is_refused() -> None:
 
 def test_only_matrices_of_the_encoder_are_anchored() -> None:
     wrapper = wrapped(L2SP())
-    anchored = {name.replace("/", ".") for name, _ in wrapper.method_modules["l2sp"].named_buffers()}
+    anchored = {name.replace("/", ".") for name, _ in wrapper.method_modules["l2sp"].named_buffers()} - {"pulled"}
     assert anchored == {n for n, p in wrapper.model.named_parameters() if p.ndim > 1 and n.startswith("bert.")}
     assert not list(wrapper.method_modules.parameters())
 
@@ -181,8 +181,25 @@ def test_a_resumed_run_is_pulled_to_where_the_first_one_began(tmp_path: Path) ->
     model.load_state_dict(wrapper.model.state_dict())
     again = RegularizedModel(model, [L2SP()], seed=SEED)
     again.load_state(tmp_path)
-    for name, anchor in again.method_modules["l2sp"].named_buffers():
+    buffers = dict(again.method_modules["l2sp"].named_buffers())
+    assert float(buffers.pop("pulled")) == pytest.approx(STEPS * RATE * 0.01)
+    for name, anchor in buffers.items():
         assert torch.equal(anchor, start[name.replace("/", ".")])
+
+
+@pytest.mark.parametrize(("weight", "said"), [(0.04, True), (0.06, False)])  # four steps at a rate of 0.05
+def test_pulls_that_come_to_next_to_nothing_are_said_at_the_end(weight: float, said: bool) -> None:
+    wrapper = wrapped(L2SP(weight=weight))
+    optimizer = torch.optim.SGD(wrapper.parameter_groups(RATE), lr=RATE)
+    wrapper.attach(optimizer, total_updates=4)
+    for step in range(4):
+        wrapper(**batch(step)).loss.backward()
+        optimizer.step()
+    text = (
+        "l2sp: all 4 pulls together took away 0.008 of the distance to the pre-trained weights, which is next to "
+        "nothing; raise l2sp.weight."
+    )
+    assert (text in wrapper.notices) is said
 
 
 def test_it_costs_no_pass() -> None:

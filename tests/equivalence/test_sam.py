@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from equivalence.straight_line import CLOSE, SEED, batch, cross_entropy, forward, gradients, tiny_bert, wrapped
-from steadytune import ASA, CAT, SAM, SCL, HyPe, Mixout, RegularizedModel
+from steadytune import ASA, CAT, L2SP, SAM, SCL, HyPe, Mixout, RegularizedModel
 from steadytune.methods import Method, MethodError
 from steadytune.methods.sam import ascent
 
@@ -68,6 +68,7 @@ STACKS: list[list[Method]] = [
     [CAT(weight=0.2)],
     [ASA(target_mask_fraction=0.2)],
     [Mixout(probability=0.3)],
+    [L2SP(form="penalty", weight=1.0)],
 ]
 
 
@@ -115,8 +116,33 @@ def test_the_step_is_as_long_as_the_radius_and_along_the_gradient() -> None:
     torch.testing.assert_close(adaptive, {"a": torch.tensor([0.0, 1.2 / root]), "b": torch.tensor([[0.1 / root]])})
 
 
-def test_without_a_gradient_nothing_moves() -> None:
-    assert torch.equal(ascent({"a": torch.ones(2)}, {"a": torch.zeros(2)}, 0.1)["a"], torch.zeros(2))
+@pytest.mark.parametrize("adaptive", [False, True])
+@pytest.mark.parametrize("gradient", [[0.0, 0.0], [torch.inf, 1.0], [torch.nan, 1.0]])
+def test_without_a_usable_gradient_nothing_moves(gradient: list[float], adaptive: bool) -> None:
+    offsets = ascent({"a": torch.ones(2)}, {"a": torch.tensor(gradient)}, 0.1, adaptive=adaptive)
+    assert torch.equal(offsets["a"], torch.zeros(2))
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e30])
+def test_a_gradient_whose_square_is_no_float32_has_a_direction_all_the_same(size: float) -> None:
+    offsets = ascent({"a": torch.ones(2)}, {"a": torch.tensor([3 * size, 4 * size])}, 0.1)
+    torch.testing.assert_close(offsets["a"], torch.tensor([0.06, 0.08]))
+
+
+def test_steps_without_a_usable_gradient_are_said() -> None:
+    (text,) = SAM().judge({"still_fraction": 0.25})
+    assert text.startswith("sam: in 25.0% of the steps the gradient of the loss was 0 or not finite")
+    assert SAM().judge({"still_fraction": 0.0}) == []
+
+
+def test_both_evaluations_compute_in_the_dtype_of_autocast() -> None:
+    wrapper = RegularizedModel(tiny_bert(0.1, torch.float32), [SAM()], seed=SEED)
+    seen: list[torch.dtype] = []
+    dense = wrapper.model.bert.encoder.layer[0].intermediate.dense
+    dense.register_forward_hook(lambda module, args, out: seen.append(out.dtype))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        wrapper(**batch(0))
+    assert seen == [torch.bfloat16, torch.bfloat16]
 
 
 def test_a_step_costs_twice_the_passes_and_a_random_direction_once() -> None:

@@ -328,6 +328,13 @@ def test_embeddings_in_place_of_ids_are_refused() -> None:
         RegularizedModel(model, [SMART(bregman=0)])(**data)
 
 
+@pytest.mark.parametrize("early", [{"momentum_early": 0.0}, {"early_fraction": 0.0}])
+def test_a_teacher_that_is_always_the_model_is_refused(early: dict[str, float]) -> None:
+    with pytest.raises(MethodError, match=r"^smart\.momentum 0 keeps the teacher equal to the model"):
+        RegularizedModel(tiny_bert(0.0), [SMART(momentum=0.0, **early)])  # type: ignore[arg-type]
+    RegularizedModel(tiny_bert(0.0), [SMART(momentum=0.0)])
+
+
 def test_a_step_size_of_power_iterations_is_refused() -> None:
     with pytest.raises(MethodError) as caught:
         RegularizedModel(tiny_bert(0.0), [SMART(inner="power", step_size=1.0)])

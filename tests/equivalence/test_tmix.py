@@ -174,6 +174,14 @@ def test_a_model_whose_masks_have_another_form_is_refused() -> None:
         RegularizedModel(tiny_model("xlnet"), [TMix()])
 
 
+def test_a_head_that_takes_the_mean_over_tokens_is_refused_where_states_are_mixed() -> None:
+    model = tiny_model("modernbert")
+    model.config.classifier_pooling = "mean"
+    with pytest.raises(MethodError, match=r"^tmix cannot mix states under a head that takes the mean over the tokens"):
+        RegularizedModel(model, [TMix()])
+    RegularizedModel(model, [TMix(states=False)])
+
+
 def test_one_class_in_every_batch_is_said() -> None:
     data = batch(0)
     data["labels"] = torch.ones_like(data["labels"])

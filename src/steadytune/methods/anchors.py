@@ -33,14 +33,15 @@ class Anchors(nn.Module):
         """
         return self.get_buffer(buffer_name(name))
 
-    def distance(self, name: str) -> Tensor:
+    def distance(self, name: str, weight: Tensor | None = None) -> Tensor:
         """w − w₀, float32 or wider.
 
         Args:
             name: of the parameter.
+            weight: w, if it is not the parameter itself.
         """
         anchor = self.anchor(name)
-        return self.anchored[name].to(anchor.dtype) - anchor
+        return (self.anchored[name] if weight is None else weight).to(anchor.dtype) - anchor
 
 
 def trained_weights(context: Context) -> tuple[dict[str, nn.Parameter], dict[str, nn.Parameter]]:

@@ -102,14 +102,14 @@ class Averaging(Method):
         now.report("distance", _relative_distance(kept, last))
 
     def averages(self, state: nn.Module | None) -> Mapping[str, Tensor]:
-        """The average of each parameter, by name; empty while there is none.
+        """The average of each parameter, by name; empty while it holds fewer than two iterates.
 
         Args:
             state: the average.
         """
         assert state is not None
         buffers = dict(state.named_buffers())
-        if not int(buffers.pop("averaged")):
+        if int(buffers.pop("averaged")) < 2:
             return {}
         return {parameter_name(name): mean for name, mean in buffers.items()}
 

@@ -82,6 +82,7 @@ class ChildTuning(Method):
     """A mask on the gradients of the encoder's blocks, fresh in each step or chosen once (Xu et al. 2021)."""
 
     key: ClassVar[str] = "child_tuning"
+    holds_weights: ClassVar[bool] = True
 
     mode: Mode = setting(
         "F", "mask: fresh in each step (F), the largest Fisher scores (D), or random and fixed", source="Xu 2021"
@@ -198,6 +199,8 @@ class ChildTuning(Method):
             kept.append(mask.sum())
             entries += mask.numel()
         now.report("kept_share", torch.stack(kept).sum() / entries if kept else 0.0)
+        if not kept:
+            now.notice("child_tuning masks nothing: the optimizer trains none of the parameters inside the layers.")
         if self.mode == "D":
             now.report("kept_fisher", state.kept_fisher)
 

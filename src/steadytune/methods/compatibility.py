@@ -39,6 +39,7 @@ _TWICE = "the whole step, with all its passes, is computed twice"
 _OWN_PASS = "the mixed pass has the label loss; the other method's clean pass is one more"
 _NEW_ANCHOR = "new layers are anchored at their new values"
 _NOISY_ANCHOR = "weights are anchored after the noise"
+_HELD = "mask: update holds masked entries against this pull as well; mask: grad does not"
 _ONE_ASCENT = "both climb the label loss at the embeddings; choose one"
 
 _PAIRINGS: dict[tuple[str, str], Pairing] = {
@@ -91,10 +92,25 @@ _PAIRINGS: dict[tuple[str, str], Pairing] = {
     ("l2sp", "recadam"): Pairing(
         "forbidden", "both pull towards the pre-trained weights, and RecAdam would anneal the other's pull; choose one"
     ),
+    ("recadam", "mixout"): Pairing("redundant", "both pull towards the pre-trained weights"),
+    ("l2sp", "child_tuning"): Pairing("rule", _HELD),
+    ("recadam", "child_tuning"): Pairing("rule", _HELD),
+    ("mixout", "reinit"): Pairing("rule", "new layers are mixed with their new values"),
+    ("mixout", "noisytune"): Pairing("rule", "weights are mixed with their values after the noise"),
+    ("topk", "reinit"): Pairing("rule", "refused where a layer would be both drawn anew and frozen"),
     ("l2sp", "reinit"): Pairing("rule", _NEW_ANCHOR),
     ("recadam", "reinit"): Pairing("rule", _NEW_ANCHOR),
     ("l2sp", "noisytune"): Pairing("rule", _NOISY_ANCHOR),
     ("recadam", "noisytune"): Pairing("rule", _NOISY_ANCHOR),
+    ("rdrop", "pgd"): Pairing("rule", _SHARED_LABELS),
+    ("rdrop", "freelb"): Pairing("rule", _SHARED_LABELS),
+    ("tmix", "rdrop"): Pairing("rule", _SHARED_LABELS),
+    ("tmix", "pgd"): Pairing("rule", _SHARED_LABELS),
+    ("tmix", "freelb"): Pairing("rule", _SHARED_LABELS),
+    ("freelb", "r3f"): Pairing("rule", _NO_CLEAN),
+    ("freelb", "smart"): Pairing("rule", _NO_CLEAN),
+    ("tmix", "r3f"): Pairing("rule", _OWN_PASS),
+    ("tmix", "smart"): Pairing("rule", _OWN_PASS),
     ("r3f", "rdrop"): Pairing("redundant", "R3F with its own dropout draw is R-Drop with one label pass"),
     ("r3f", "smart"): Pairing("redundant", "SMART without its ascent is R3F"),
 }

@@ -178,6 +178,10 @@ class Step(Protocol):
         """This step only finds the weights at which it is then taken, so that nothing may be learned from it."""
         ...
 
+    def weight(self, name: str) -> Tensor:
+        """A weight of the model as this step uses it: its own, or where another method moved it to, with its graph."""
+        ...
+
     @property
     def labels(self) -> Shaped[Tensor, "items ..."]:
         """One entry per item of the task's loss, a text or a token or a place; -100 marks an item without a label."""
@@ -271,6 +275,7 @@ class Method(abc.ABC):
         early_gradient: it sends gradients along ways that re-entrant gradient checkpointing cuts.
         setup_order: methods that change the loaded model come first: 0 sets weights anew, 1 adds noise to them,
             2 freezes or adapts them; 3, the usual, finds them as they will train.
+        holds_weights: its `after_update` undoes a part of a step, so it comes after those that add to it.
         reads_updates: its `after_update` reads what the other methods' have left, so it comes after them.
         average_is_optional: the last weights are as good a result as its `averages`; validation may choose.
     """
@@ -280,6 +285,7 @@ class Method(abc.ABC):
     probes_embedding: ClassVar[bool] = False
     early_gradient: ClassVar[bool] = False
     setup_order: ClassVar[int] = 3
+    holds_weights: ClassVar[bool] = False
     reads_updates: ClassVar[bool] = False
     average_is_optional: ClassVar[bool] = False
 

@@ -12,6 +12,7 @@ from steadytune.methods.anchors import HALF, Anchors, trained_weights
 from steadytune.methods.contract import Context, Method, MethodError, Mix, ParameterRule, Step, Update, setting
 
 Form = Literal["decoupled", "penalty"]
+_LITTLE = 0.01  # sum of η α over a run
 
 
 class Pulled(Anchors):
@@ -25,6 +26,8 @@ class Pulled(Anchors):
     def __init__(self, anchored: Mapping[str, nn.Parameter], new: Mapping[str, nn.Parameter]) -> None:
         super().__init__(anchored)
         self.new = dict(new)
+        self.register_buffer("pulled", torch.zeros(()))  # sum of η α over the steps
+        self.pulled: Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,16 +102,16 @@ class L2SP(Method):
         """½ ‖w − w₀‖² + ½ (β/α) ‖w_new‖², to be weighed by α; None in the decoupled form.
 
         Args:
-            step: takes telemetry.
+            step: gives the weights; takes telemetry.
             state: the pre-trained values.
         """
         if self.form == "decoupled":
             return None
         assert isinstance(state, Pulled)
-        squares = torch.stack([state.distance(name).square().sum() for name in state.anchored]).sum()
+        squares = torch.stack([state.distance(name, step.weight(name)).square().sum() for name in state.anchored]).sum()
         step.report("distance", squares.detach().sqrt())
         if state.new and self.head_weight > 0:
-            of_new = torch.stack([p.to(squares.dtype).square().sum() for p in state.new.values()]).sum()
+            of_new = torch.stack([step.weight(name).to(squares.dtype).square().sum() for name in state.new]).sum()
             squares = squares + self.head_weight / self.weight * of_new
         return squares / 2
 
@@ -131,10 +134,16 @@ class L2SP(Method):
                 squares.append((1 - rate * self.weight) ** 2 * apart.square().sum())
             elif name in state.new:
                 weight.mul_(1 - rate * self.head_weight)
-        if squares:
-            now.report("distance", torch.stack(squares).sum().sqrt())
-        else:
+        if not squares:
             now.notice("l2sp pulls nothing: the optimizer trains none of the encoder's matrices.")
+            return
+        now.report("distance", torch.stack(squares).sum().sqrt())
+        state.pulled += self.weight * max(rate for name, rate in now.learning_rates.items() if name in state.anchored)
+        if now.number + 1 == now.total and float(state.pulled) < _LITTLE:
+            now.notice(
+                f"l2sp: all {now.total} pulls together took away {float(state.pulled):.1g} of the distance to the "
+                "pre-trained weights, which is next to nothing; raise l2sp.weight."
+            )
 
 
 def _matrices(context: Context) -> tuple[dict[str, nn.Parameter], dict[str, nn.Parameter]]:

@@ -1,6 +1,5 @@
 """Steps whose gradient is taken where the loss nearby is highest. Card: sam.md."""
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -24,18 +23,23 @@ def ascent(
         radius: ρ, length of the step; if `adaptive`, of the step in units of each weight's size.
         adaptive: measure every weight's step by its size.
     Returns:
-        ρ g / ‖g‖, or ρ w² g / ‖ |w| g ‖, by name; float32 or wider; 0 where the gradient is 0.
+        ρ g / ‖g‖, or ρ w² g / ‖ |w| g ‖, by name; float32 or wider; 0 if the gradient is 0, or if any of it is not
+        finite.
 
     Source: Foret et al. 2021, equation 2; adaptive: Kwon et al. 2021.
     """
     wide = {name: g.to(torch.promote_types(g.dtype, torch.float32)) for name, g in gradients.items()}
     if adaptive:
         wide = {name: g * weights[name].detach().abs() for name, g in wide.items()}
-    length = torch.stack([g.square().sum() for g in wide.values()]).sum().sqrt()
-    factor = torch.where(length > 0, radius / length, 0.0)
+    peak = torch.stack(
+        [g.abs().amax() for g in wide.values()]
+    ).amax()  # squares of large or small entries would be lost
+    usable = peak.isfinite() & (peak > 0)
+    wide = {name: g / torch.where(usable, peak, 1.0) for name, g in wide.items()}
+    factor = radius / torch.stack([g.square().sum() for g in wide.values()]).sum().sqrt()
     if adaptive:
-        return {name: factor * g * weights[name].detach().abs() for name, g in wide.items()}
-    return {name: factor * g for name, g in wide.items()}
+        wide = {name: g * weights[name].detach().abs() for name, g in wide.items()}
+    return {name: torch.where(usable, factor * g, 0.0) for name, g in wide.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +97,7 @@ class SAM(Method):
         length = torch.stack([e.square().sum() for e in offsets.values()]).sum().sqrt()
         whole = torch.stack([w.detach().square().sum() for w in weights.values()]).sum().sqrt()
         step.report("length", length)
+        step.report("still_fraction", (length == 0).float())
         step.report("relative_length", length / whole)
         return {name: weights[name] + offset.to(weights[name].dtype) for name, offset in offsets.items()}
 
@@ -102,7 +107,10 @@ class SAM(Method):
         Args:
             telemetry: means by name.
         """
-        length = telemetry.get("length", math.nan)
-        if length == 0:
-            return ["sam: the gradient of the loss is 0, so no step was taken at other weights."]
-        return []
+        still = telemetry.get("still_fraction", 0.0)
+        if still == 0:
+            return []
+        return [
+            f"sam: in {still:.1%} of the steps the gradient of the loss was 0 or not finite, so they were taken at the "
+            "weights as they were."
+        ]

@@ -114,6 +114,11 @@ class SMART(Method):
             raise MethodError("smart.step_size does nothing at inner: power, which ends at epsilon; leave it null.")
         if self.bregman > 0:
             context.anatomy.require("weights", "smart")
+            if self.momentum == 0 and (self.momentum_early == 0 or self.early_fraction == 0):
+                raise MethodError(
+                    "smart.momentum 0 keeps the teacher equal to the model, so its distance is always 0; raise it, "
+                    "or set bregman to 0."
+                )
 
     def setup(self, context: Context) -> nn.Module | None:
         """The teacher, equal to the model at first; none without a distance to it.

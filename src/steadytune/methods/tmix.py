@@ -48,6 +48,11 @@ class TMix(Method):
             raise MethodError("tmix.mix_layers must name at least one layer, or be null.")
         if self.states:
             context.anatomy.require("mask", self.key)
+            if getattr(context.model.config, "classifier_pooling", "cls") == "mean":
+                raise MethodError(
+                    "tmix cannot mix states under a head that takes the mean over the tokens of a text, for it would "
+                    "leave out those of the other text; load the model with classifier_pooling='cls'."
+                )
 
     def _mixed(self, depth: int) -> list[int]:
         if self.mix_layers is not None:

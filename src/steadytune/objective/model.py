@@ -347,7 +347,10 @@ class RegularizedModel(nn.Module):
         self.detach()
         self._updates = UpdateHooks(
             optimizer,
-            methods=sorted((m for m in self.methods if m.acts_on_updates), key=lambda method: method.reads_updates),
+            methods=sorted(
+                (method for method in self.methods if method.acts_on_updates),
+                key=lambda method: (method.reads_updates, method.holds_weights),
+            ),
             modules=dict(self.method_modules.items()),
             parameters={name: p for name, p in self.model.named_parameters() if p.requires_grad},
             seed=self.seed,
@@ -435,6 +438,9 @@ class RegularizedModel(nn.Module):
         if self.finished:
             return
         self.finished = self.swap_averages()
+        for method in () if self.finished else self.methods:
+            if type(method).averages is not Method.averages:
+                self.notice(f"{method.key} has no average at the end of training, so the last weights stay.")
         if self.finished and choose is not None:
             choose()
         for method in self.methods:

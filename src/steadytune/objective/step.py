@@ -166,6 +166,10 @@ class TrainingStep:
         count = self.per_text.to(self.plan.count(self.labels).dtype)
         return count / count.sum().clamp(min=1)
 
+    def weight(self, name: str) -> Tensor:
+        """The weight of this name in every pass of the step; see `Step.weight`."""
+        return self.moved[name] if name in self.moved else self.plan.weights[name]
+
     @property
     def first(self) -> bool:
         """No step of this model has run before."""
@@ -483,6 +487,7 @@ def _rehearsed(step: TrainingStep, weights: Mapping[str, nn.Parameter]) -> dict[
         method=step.method,
         rehearsal=True,
     )
+    rehearsal.autocast, rehearsal.compute_dtype = step.autocast, step.compute_dtype  # made where autocast is off
     try:
         found = rehearsal.gradients(weights)
     finally:
