@@ -19,7 +19,7 @@ demo: $(INSTALLED)
 # every call are checked while parts are tested; in tests of the whole the checks would take as long as the rest.
 test: lint types
 	OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest -n $(WORKERS) --dist loadscope $(CHECKED) tests/architecture tests/property tests/unit
-	OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest -n $(WORKERS) --dist loadscope tests/contract tests/end_to_end tests/equivalence tests/integration
+	OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest -n $(WORKERS) --dist loadscope --no-loadscope-reorder tests/contract tests/end_to_end tests/equivalence tests/integration
 
 lint: $(INSTALLED)
 	$(VENV_PYTHON) -m ruff check .

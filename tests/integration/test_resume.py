@@ -182,6 +182,7 @@ def killed(config: RunConfig, output: Path, moment: str, number: int) -> None:
         assert process.wait() == -signal.SIGKILL
 
 
+@pytest.mark.slow
 def test_a_run_killed_inside_an_epoch_ends_with_the_weights_and_own_parameters_of_an_unbroken_one(
     runs: Runs, tmp_path: Path
 ) -> None:
