@@ -31,9 +31,8 @@ def ascent(
     wide = {name: g.to(torch.promote_types(g.dtype, torch.float32)) for name, g in gradients.items()}
     if adaptive:
         wide = {name: g * weights[name].detach().abs() for name, g in wide.items()}
-    peak = torch.stack(
-        [g.abs().amax() for g in wide.values()]
-    ).amax()  # squares of large or small entries would be lost
+    # in units of the largest entry, or the squares of very large and very small ones would be lost
+    peak = torch.stack([g.abs().amax() for g in wide.values()]).amax()
     usable = peak.isfinite() & (peak > 0)
     wide = {name: g / torch.where(usable, peak, 1.0) for name, g in wide.items()}
     factor = radius / torch.stack([g.square().sum() for g in wide.values()]).sum().sqrt()
